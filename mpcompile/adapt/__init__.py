@@ -1,0 +1,1 @@
+"""Adapting a captured model to exits: frozen backbone, trained heads."""

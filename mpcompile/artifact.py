@@ -1,0 +1,207 @@
+"""The artifact: a directory that holds everything a compiled model needs. Imports no torch, no pickle.
+
+manifest.json       what is in here: SHA-256 of every file, versions, segments, operating points
+manifest.sha256     SHA-256 of manifest.json, as `sha256sum -c` reads it
+report.json         how it was made
+engines/N.plan      one engine per segment
+model/              the original as Hugging Face saves it: config.json, model.safetensors
+exits.safetensors   weights of the exit heads
+tokenizer.json, tokenization.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mpcompile.errors import ArtifactError
+from mpcompile.requests import ModelSignature
+from mpcompile.segment import Segment
+
+FORMAT = "mpcompile"
+FORMAT_VERSION = 1
+MANIFEST, CHECKSUM, REPORT, EXITS, MODEL = (
+    "manifest.json",
+    "manifest.sha256",
+    "report.json",
+    "exits.safetensors",
+    "model",
+)
+_SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_names", "output_names", "precision")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself.
+
+    Attributes:
+        backend: name of the backend that built the engines.
+        fingerprint: of that backend on the machine that built them.
+        versions: of mpcompile and what made the artifact.
+        signature: what requests must fit.
+        segments: the chain, without graphs.
+        split_tokens: see `Runtime`.
+        has_tokenizer: whether texts can be tokenized.
+    """
+
+    backend: str
+    fingerprint: dict[str, str]
+    versions: dict[str, str]
+    signature: ModelSignature
+    segments: tuple[Segment, ...]
+    split_tokens: tuple[float, ...]
+    has_tokenizer: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "backend": self.backend,
+            "fingerprint": self.fingerprint,
+            "versions": self.versions,
+            "signature": asdict(self.signature),
+            "segments": [{name: getattr(segment, name) for name in _SEGMENT_FIELDS} for segment in self.segments],
+            "split_tokens": list(self.split_tokens),
+            "has_tokenizer": self.has_tokenizer,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Manifest:
+        """What `to_json` described."""
+        signature = dict(values["signature"])
+        signature["id2label"] = {int(i): name for i, name in signature["id2label"].items()}
+        signature["input_names"] = tuple(signature["input_names"])
+        return cls(
+            backend=values["backend"],
+            fingerprint=values["fingerprint"],
+            versions=values["versions"],
+            signature=ModelSignature(**signature),
+            segments=tuple(_read_segment(segment) for segment in values["segments"]),
+            split_tokens=tuple(values["split_tokens"]),
+            has_tokenizer=values["has_tokenizer"],
+        )
+
+
+def _read_segment(values: Mapping[str, Any]) -> Segment:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Segment(**fields)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Lists and hashes every file of a finished directory; the last thing that is written."""
+    files = {str(path.relative_to(directory)): _sha256(path) for path in _files(directory)}
+    values = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest.to_json(), "files": files}
+    path = directory / MANIFEST
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
+    (directory / CHECKSUM).write_text(f"{_sha256(path)}  {MANIFEST}\n", "utf-8")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads an artifact's manifest and checks every file against it.
+
+    Raises:
+        ArtifactError: when it is no artifact, of a newer format, or one byte of one file differs.
+    """
+    values = _read_checked(directory)
+    for name, expected in values["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; copy the artifact again or optimize again")
+        if _sha256(path) != expected:
+            raise ArtifactError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}; copy the artifact again")
+    unknown = {str(path.relative_to(directory)) for path in _files(directory)} - set(values["files"])
+    if unknown:
+        raise ArtifactError(f"{directory}: holds {sorted(unknown)[0]}, which {MANIFEST} does not list; remove it")
+    return Manifest.from_json(values)
+
+
+def _read_checked(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory}: no such folder; expected one that mpcompile wrote")
+    if not path.is_file():
+        raise ArtifactError(f"{directory}: no {MANIFEST} in it; expected a folder that mpcompile wrote")
+    content = path.read_bytes()
+    checksum = directory / CHECKSUM
+    recorded = checksum.read_bytes() if checksum.is_file() else b""
+    if recorded != f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode():
+        _raise_if_foreign(path, content)
+        raise ArtifactError(f"{path}: damaged, its SHA-256 is not the one in {CHECKSUM}; copy the artifact again")
+    values: dict[str, Any] = _raise_if_foreign(path, content)
+    return values
+
+
+def _raise_if_foreign(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON ({error}); it is damaged or not of mpcompile") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: not an artifact of mpcompile")
+    version = values.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format {version}; this mpcompile reads up to {FORMAT_VERSION}: install a newer one"
+        )
+    return values
+
+
+def check_target_directory(target: Path) -> None:
+    """Refuses to write over something that is not an artifact; to be called before slow work starts.
+
+    Raises:
+        ArtifactError: when `target` is a file, or a folder with something else in it.
+    """
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise ArtifactError(f"{target}: exists and is not an artifact of mpcompile; choose another folder or remove it")
+
+
+@contextlib.contextmanager
+def replace_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target` that takes its place when the block ends without an error.
+
+    Raises:
+        ArtifactError: when `target` is there and no artifact, or cannot be written.
+    """
+    check_target_directory(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.writing-"))
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot be written: {error}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _swap(temporary, target)
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Puts a directory in the place of another; whoever comes last of several processes wins."""
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, old / "artifact")
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _files(directory: Path) -> Sequence[Path]:
+    own = {directory / MANIFEST, directory / CHECKSUM}
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path not in own)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""The OpenVINO backend: one compiled model per segment, on the CPU. Imports torch only to build."""
+
+from __future__ import annotations
+
+import platform
+import struct
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpcompile.errors import BackendError
+from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Segment
+
+try:
+    import openvino
+except ImportError as error:
+    raise BackendError("backend 'openvino': the package is not installed; pip install openvino") from error
+
+_HEADER = struct.Struct("<Q")
+_PRECISION_HINT = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+class OpenVinoEngine:
+    """A compiled segment with one inference request of its own."""
+
+    def __init__(self, compiled: openvino.CompiledModel, segment: Segment) -> None:
+        self._request = compiled.create_infer_request()
+        self._input_names = segment.input_names
+        self._output_names = segment.output_names
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        request = self._request
+        # Shared memory: the hidden state of the segment before is read where it lies.
+        for position, name in enumerate(self._input_names):
+            request.set_input_tensor(position, openvino.Tensor(inputs[name], shared_memory=True))
+        request.infer()
+        return {name: request.get_output_tensor(i).data for i, name in enumerate(self._output_names)}
+
+
+class OpenVinoBackend:
+    """Converts torch.export programs directly; a plan is the OpenVINO IR, compiled where it is loaded."""
+
+    name = "openvino"
+
+    def __init__(self) -> None:
+        self._core = openvino.Core()
+
+    def fingerprint(self) -> dict[str, str]:
+        return {
+            "openvino": openvino.get_version(),
+            "machine": platform.machine(),
+            "cpu": str(self._core.get_property("CPU", "FULL_DEVICE_NAME")),
+            "capabilities": " ".join(sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))),
+        }
+
+    def precisions(self) -> tuple[str, ...]:
+        native = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return ("f32", "bf16") if "BF16" in native else ("f32",)
+
+    def unsupported_reason(self, segment: Segment) -> str | None:
+        if segment.precision not in _PRECISION_HINT:
+            return f"precision {segment.precision!r}: OpenVINO runs {', '.join(_PRECISION_HINT)}"
+        return None
+
+    def build(self, segment: Segment, profile: OptimizationProfile, config: BuildConfig) -> bytes:
+        model = convert(segment)
+        with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
+            path = Path(folder) / "segment.xml"
+            openvino.save_model(model, path, compress_to_fp16=False)
+            xml = path.read_bytes()
+            return _HEADER.pack(len(xml)) + xml + path.with_suffix(".bin").read_bytes()
+
+    def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
+        (length,) = _HEADER.unpack_from(plan)
+        start = _HEADER.size + length
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _PRECISION_HINT[segment.precision],
+        }
+        if config.num_threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = config.num_threads
+        try:
+            model = self._core.read_model(plan[_HEADER.size : start], plan[start:])
+            return OpenVinoEngine(self._core.compile_model(model, "CPU", settings), segment)
+        except RuntimeError as error:
+            raise BackendError(f"segment {segment.index}: OpenVINO could not load its engine: {error}") from error
+
+
+def convert(segment: Segment) -> openvino.Model:
+    """Converts a segment to an OpenVINO model with named inputs and outputs.
+
+    Raises:
+        BackendError: when OpenVINO cannot convert it.
+    """
+    from mpcompile.export import export_segment
+
+    program = export_segment(segment)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(program)
+    except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
+        raise BackendError(f"segment {segment.index}: OpenVINO could not convert it: {error}") from error
+    # Ports keep the program's order; the names that the converter gives them are its own.
+    for port, name in zip(model.inputs, segment.input_names, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(model.outputs, segment.output_names, strict=True):
+        port.get_tensor().set_names({name})
+    return model

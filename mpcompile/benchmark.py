@@ -1,0 +1,129 @@
+"""Timing an artifact against the original that it was made from, on labelled or unlabelled texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mpcompile.answer import answer_texts
+from mpcompile.artifact import MODEL
+from mpcompile.compiler import open_context
+from mpcompile.context import Context, TextPart, encode_examples
+from mpcompile.data import load_examples
+from mpcompile.loading import load
+from mpcompile.measuring import Systems
+from mpcompile.optimized_model import OptimizedModel
+from mpcompile.progress import StageProgress
+from mpcompile.reference import answer_as_original, build_unpruned, unpruned_point
+from mpcompile.settings import Settings
+from mpcompile.source import open_original
+from mpcompile.timing import Timing
+from mpcompile.workload import build_workload, measure_workload
+
+
+def benchmark_artifact(
+    directory: Path, test: Any, batch_sizes: Sequence[int], runs: int, max_texts: int, progress: bool = True
+) -> list[dict[str, Any]]:
+    """Accuracy and time of the original, the unpruned engine and every operating point, interleaved.
+
+    Args:
+        directory: the artifact; needs torch and transformers to run the original in it.
+        test: texts, with labels for the accuracy.
+        batch_sizes: workloads.
+        runs: timed runs of each system.
+        max_texts: more texts than these are sampled.
+
+    Returns:
+        A row per system and batch size: `system`, `batch_size`, `measured_s` per batch with `p10_s` and
+        `p90_s`, `speedup` over the original, `accuracy` and `agreement`.
+    """
+    optimized = load(directory)
+    settings = Settings(
+        1.0, backend=optimized.report.machine["backend"], precision=optimized.report.machine["precision"]
+    )
+    with StageProgress(progress) as bars:
+        context = open_context(open_original(Path(directory) / MODEL, None), settings, bars)
+        context = _with_encoder(context, optimized)
+        examples = load_examples(test, name="test")
+        order = np.random.default_rng(0).permutation(len(examples))[:max_texts]
+        part = encode_examples(context, examples.take(order), "test")
+        original_answer = answer_as_original(context, part, "test").argmax(1)
+        unpruned = build_unpruned(context, context.precision)
+        answers = {"original": original_answer, "unpruned": _answers(context, unpruned, unpruned_point(context), part)}
+        for i, row in enumerate(optimized.operating_points):
+            answers[f"point {i}"] = _answers(context, optimized.runtime, row.point, part)
+        rows: list[dict[str, Any]] = []
+        for batch_size in batch_sizes:
+            with bars.stage(f"measure batch {batch_size}") as stage:
+                timings = _measure(context, optimized, unpruned, part, batch_size, runs, stage)
+            rows.extend(_row(name, batch_size, timings, answers, part) for name in timings)
+    return rows
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a table for people."""
+    table = Table()
+    for name in ("system", "batch", "ms", "p10", "p90", "speedup", "accuracy", "agrees"):
+        table.add_column(name, justify="left" if name == "system" else "right")
+    for row in rows:
+        times = (f"{row[key] * 1e3:.2f}" for key in ("measured_s", "p10_s", "p90_s"))
+        accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}"
+        table.add_row(
+            row["system"],
+            str(row["batch_size"]),
+            *times,
+            f"{row['speedup']:.2f}x",
+            accuracy,
+            f"{100 * row['agreement']:.2f}",
+        )
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(table)
+    return console.export_text().rstrip()
+
+
+def _with_encoder(context: Context, optimized: OptimizedModel) -> Context:
+    return dataclasses.replace(context, encoder=optimized.encoder)
+
+
+def _answers(context: Context, runtime: Any, point: Any, part: TextPart) -> np.ndarray:
+    assert context.encoder is not None
+    answers: np.ndarray = answer_texts(runtime, point, context.encoder, part.encoded).logits.argmax(1)
+    return answers
+
+
+def _measure(
+    context: Context, optimized: OptimizedModel, unpruned: Any, part: TextPart, batch_size: int, runs: int, stage: Any
+) -> dict[str, Timing]:
+    assert context.encoder is not None
+    num_batches = max(3, 96 // batch_size)
+    order = np.random.default_rng(0).permutation(len(part.encoded))
+    workload = build_workload(context.encoder, part.encoded, batch_size, num_batches, order, 0)
+    systems = Systems(context, workload, unpruned, optimized.runtime)
+    calls = {"original": systems.original_calls(), "unpruned": systems.unpruned_calls()}
+    for i, row in enumerate(optimized.operating_points):
+        calls[f"point {i}"] = systems.point_calls(row.point)
+    return measure_workload(calls, runs, stage)
+
+
+def _row(
+    name: str, batch_size: int, timings: dict[str, Timing], answers: dict[str, np.ndarray], part: TextPart
+) -> dict[str, Any]:
+    timing = timings[name]
+    accuracy = None if part.labels is None else float((answers[name] == part.labels).mean())
+    return {
+        "system": name,
+        "batch_size": batch_size,
+        "measured_s": timing.median_s,
+        "p10_s": timing.p10_s,
+        "p90_s": timing.p90_s,
+        "speedup": timings["original"].median_s / timing.median_s,
+        "accuracy": accuracy,
+        "agreement": float((answers[name] == answers["original"]).mean()),
+    }

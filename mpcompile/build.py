@@ -1,0 +1,68 @@
+"""Building engines: each plan once, found again by its content. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mpcompile.errors import BackendError
+from mpcompile.runtime import Runtime
+from mpcompile.segment import Backend, BuildConfig, OptimizationProfile, Segment
+from mpcompile.store import Store
+
+
+def build_plans(
+    backend: Backend,
+    segments: Sequence[Segment],
+    profile: OptimizationProfile,
+    config: BuildConfig,
+    store: Store,
+    digest: str,
+    on_plan: Callable[[float], None] = lambda _: None,
+) -> list[bytes]:
+    """Plans of segments, from the store where they were built before.
+
+    Args:
+        profile: shapes to build for.
+        config: for the backend.
+        digest: of everything that determines the segments: weights, exit heads, rewrites.
+        on_plan: called after each plan with the share done.
+
+    Raises:
+        BackendError: when the backend cannot build a segment.
+    """
+    plans = []
+    for segment in segments:
+        reason = backend.unsupported_reason(segment)
+        if reason is not None:
+            raise BackendError(f"backend {backend.name!r}, segment {segment.index}: {reason}")
+        key = {
+            "kind": "plan",
+            "digest": digest,
+            "backend": backend.name,
+            "fingerprint": backend.fingerprint(),
+            "profile": repr(profile),
+            "config": repr(config),
+            "segment": [segment.index, segment.exit_layer, segment.prune_layers, segment.precision],
+        }
+
+        def build(segment: Segment = segment) -> dict[str, np.ndarray]:
+            return {"plan": np.frombuffer(backend.build(segment, profile, config), np.uint8)}
+
+        plans.append(store.fetch(key, build)["plan"].tobytes())
+        on_plan(len(plans) / len(segments))
+    return plans
+
+
+def make_runtime(
+    backend: Backend,
+    segments: Sequence[Segment],
+    plans: Sequence[bytes],
+    config: BuildConfig,
+    num_labels: int,
+    split_tokens: Sequence[float],
+) -> Runtime:
+    """Loads plans into a runtime."""
+    engines = [backend.load(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
+    return Runtime(segments, engines, num_labels, split_tokens)

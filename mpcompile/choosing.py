@@ -1,0 +1,202 @@
+"""The stage between graph and engines: heads are trained, points are searched, on cached features."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.adapt.frozen import TrainedHeads, train_exit_heads
+from mpcompile.context import Context, TextPart
+from mpcompile.cost.device import Device, measure_device
+from mpcompile.cost.model import CostModel
+from mpcompile.cost.nodes import estimate_work
+from mpcompile.features import FeatureCollector, Features, KeepSchedule, exit_candidates, keep_schedules
+from mpcompile.operating_point import OperatingPoint
+from mpcompile.reference import unpruned_point
+from mpcompile.runtime import Runtime
+from mpcompile.search.front import Candidate, HeldOut, PointSearch, thin
+from mpcompile.store import digest_arrays
+from mpcompile.timing import measure_interleaved
+from mpcompile.workload import random_batch
+from passes import ExitHead
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Candidates for the front, and the heads that they use.
+
+    Attributes:
+        candidates: slowest first.
+        heads: by exit layer, without the model's own classifier.
+        prune_layers: layers that any candidate prunes in.
+        last_exit: exit that all candidates end at or before, None for the model's own classifier.
+        cost: calibrated on the model.
+    """
+
+    candidates: tuple[Candidate, ...]
+    heads: dict[int, ExitHead]
+    prune_layers: tuple[int, ...]
+    last_exit: int | None
+    cost: CostModel
+
+
+def measure_cost_model(context: Context, unpruned: Runtime, length: int) -> CostModel:
+    """The cost model of this model on this machine.
+
+    The machine's peaks are measured once and kept; one scalar, the median of measured over
+    predicted time of the unpruned model at three batch sizes, fits them to the model.
+
+    Args:
+        unpruned: the whole model as one engine.
+        length: a typical length of its texts.
+    """
+
+    def measure() -> dict[str, np.ndarray]:
+        device = measure_device(context.backend, context.precision, context.config)
+        return {name: np.array(value) for name, value in dataclasses.asdict(device).items() if name != "name"}
+
+    key = {
+        "kind": "device",
+        "backend": context.backend.name,
+        "precision": context.precision,
+        "fingerprint": context.backend.fingerprint(),
+    }
+    with context.progress.stage("measure this machine"):
+        values = {name: value.item() for name, value in context.store.fetch(key, measure).items()}
+        device = Device(name=f"{context.backend.name} {context.precision}", **values)
+        cost = CostModel(estimate_work(context.captured.graph_module, context.captured.num_labels), device)
+        ratios = [_measured_over_predicted(context, cost, unpruned, size, length) for size in (1, 8, 32)]
+    return dataclasses.replace(cost, scale=float(np.median(ratios)))
+
+
+def _measured_over_predicted(
+    context: Context, cost: CostModel, unpruned: Runtime, batch_size: int, length: int
+) -> float:
+    inputs = random_batch(context.captured.vocab_size, batch_size, length, seed=batch_size)
+    point = unpruned_point(context)
+    timing = measure_interleaved({"unpruned": lambda _: unpruned.run(inputs, point)}, runs=5)["unpruned"]
+    return timing.median_s / float(cost.predict_unpruned(np.float64(batch_size), np.float64(length)))
+
+
+def choose_from_texts(context: Context, cost: CostModel, part: TextPart, original_answer: np.ndarray) -> Chosen:
+    """Trains heads and searches points on held-out answers.
+
+    Args:
+        cost: predicts time.
+        part: texts for choosing.
+        original_answer: class ids of the original on them, (N,).
+    """
+    exits = exit_candidates(context.captured.num_layers) if context.settings.adapt == "frozen" else ()
+    collector = _Collector(context, exits, part)
+    plain = KeepSchedule(collector.prune_layers, (1.0,) * len(collector.prune_layers))
+    trained = _train(context, collector.collect(plain)) if exits else None
+    held_out = []
+    for schedule in collector.schedules:
+        features = collector.collect(schedule)
+        logits = trained.predict_held_out(features.pooled) if trained else {}
+        held_out.append(HeldOut.from_logits(schedule, {**logits, context.captured.num_layers: features.logits}))
+    truth = original_answer if part.labels is None else part.labels
+    search = PointSearch(held_out, truth, part.lengths, cost, context.settings.batch_size, context.precision)
+    with context.progress.stage("search operating points") as stage:
+        candidates = search.search(stage)
+    return finish_choice(context, cost, candidates, trained.heads if trained else {})
+
+
+def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chosen:
+    """Points that need no data: importance is not trained, so every schedule of keep ratios is one."""
+    end = (context.captured.num_layers,)
+    lengths, batch_size = np.array([float(length)]), np.float64(context.settings.batch_size)
+    layers, schedules = keep_schedules(context.captured.num_layers)
+    steep = [KeepSchedule(layers, (ratio,) * len(layers)) for ratio in (0.4, 0.3, 0.2)]
+    candidates = []
+    for schedule in (*schedules, *steep):
+        point = OperatingPoint(end, (), layers, schedule.keep_ratios, context.precision)
+        seconds, _ = cost.predict_segment(0, end[0], batch_size, lengths, point, True)
+        exit_layer = np.full(1, end[0])
+        candidates.append(Candidate(point, float(seconds[0]), np.nan, exit_layer, np.zeros(1, np.int64)))
+    ordered = sorted(candidates, key=lambda candidate: -candidate.seconds)
+    return finish_choice(context, cost, thin(ordered), {})
+
+
+def finish_choice(
+    context: Context, cost: CostModel, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]
+) -> Chosen:
+    """Keeps what the candidates use: layers behind the deepest exit, unused exits and prunes are not built."""
+    num_layers = context.captured.num_layers
+    used = sorted({layer for candidate in candidates for layer in candidate.point.exit_layers})
+    prunes = sorted(
+        {
+            layer
+            for candidate in candidates
+            for layer, ratio in zip(candidate.point.prune_layers, candidate.point.keep_ratios, strict=True)
+            if ratio < 1.0 and layer < used[-1]
+        }
+    )
+    return Chosen(
+        tuple(dataclasses.replace(c, point=_with_prunes(c.point, tuple(prunes))) for c in candidates),
+        {layer: heads[layer] for layer in used if layer < num_layers},
+        tuple(prunes),
+        None if used[-1] == num_layers else used[-1],
+        cost,
+    )
+
+
+def _with_prunes(point: OperatingPoint, layers: tuple[int, ...]) -> OperatingPoint:
+    ratios = tuple(point.keep_ratio_at(layer) for layer in layers)
+    return dataclasses.replace(point, prune_layers=layers, keep_ratios=ratios)
+
+
+def _train(context: Context, features: Features) -> TrainedHeads:
+    num_folds = 4 if len(features.logits) >= 64 else 2
+    with context.progress.stage("train exit heads") as stage:
+        return train_exit_heads(features.pooled, features.logits, num_folds, context.settings.seed, stage)
+
+
+class _Collector:
+    """Features of one part of the texts under several schedules, from the store where they were computed before."""
+
+    def __init__(self, context: Context, exits: tuple[int, ...], part: TextPart) -> None:
+        self._context, self._exits, self._part = context, exits, part
+        self.prune_layers, self.schedules = keep_schedules(context.captured.num_layers)
+        self._texts = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
+        self._memory: dict[KeepSchedule, Features] = {}
+
+    def collect(self, schedule: KeepSchedule) -> Features:
+        if schedule not in self._memory:
+            key = {
+                "kind": "features",
+                "model": self._context.digest,
+                "texts": self._texts,
+                "exits": self._exits,
+                "prunes": schedule.prune_layers,
+                "keep_ratios": schedule.keep_ratios,
+                "backend": self._context.backend.name,
+                "fingerprint": self._context.backend.fingerprint(),
+                "precision": self._context.precision,
+            }
+            keeps = (
+                "all" if min(schedule.keep_ratios) == 1.0 else " ".join(f"{ratio:g}" for ratio in schedule.keep_ratios)
+            )
+            with self._context.progress.stage(f"features, keep {keeps}") as stage:
+                arrays = self._context.store.fetch(
+                    key, lambda: self._engine.collect(self._part.encoded, schedule, stage).to_arrays()
+                )
+            self._memory[schedule] = Features.from_arrays(arrays)
+        return self._memory[schedule]
+
+    @functools.cached_property
+    def _engine(self) -> FeatureCollector:
+        context = self._context
+        assert context.encoder is not None
+        return FeatureCollector(
+            context.captured,
+            self._exits,
+            self.prune_layers,
+            context.backend,
+            context.precision,
+            context.encoder,
+            context.config,
+        )

@@ -1,0 +1,388 @@
+"""`optimize`: from a fine-tuned classifier to a compiled one, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import platform
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpcompile.answer import answer_texts
+from mpcompile.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
+from mpcompile.backends import find_backend
+from mpcompile.build import build_plans, make_runtime
+from mpcompile.capture import capture
+from mpcompile.certify import bound_drop
+from mpcompile.choosing import Chosen, choose_from_texts, choose_without_texts, measure_cost_model
+from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
+from mpcompile.data import load_examples
+from mpcompile.errors import SettingError
+from mpcompile.front import Choice, MeasuredPoint, choose_point
+from mpcompile.loading import plan_path
+from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front
+from mpcompile.optimized_model import OptimizedModel
+from mpcompile.partition import partition
+from mpcompile.progress import StageProgress
+from mpcompile.reference import answer_as_original, build_unpruned
+from mpcompile.report import Report
+from mpcompile.requests import ModelSignature
+from mpcompile.runtime import Runtime
+from mpcompile.segment import BuildConfig, OptimizationProfile, Range
+from mpcompile.settings import Settings
+from mpcompile.source import Original, open_original
+from mpcompile.store import Store, digest_arrays
+from mpcompile.text import TextEncoder
+from mpcompile.timing import Timing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+LENGTH_WITHOUT_TEXTS = 128
+"""Tokens of the timed requests when no texts say otherwise: the length that public BERT latencies are given for."""
+
+
+def optimize(
+    model: PreTrainedModel | str | Path,
+    target_speedup: float,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Any = None,
+    labels: Sequence[str | int] | None = None,
+    test: Any = None,
+    max_drop: float | None = None,
+    confidence: float = 0.95,
+    adapt: str = "frozen",
+    batch_size: int = 1,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    max_texts: int = 4000,
+    seed: int = 0,
+    progress: bool = True,
+    cache_dir: str | Path | None = None,
+) -> OptimizedModel:
+    """Compiles a fine-tuned encoder into the same classifier doing less work per input.
+
+    Tokens are pruned between layers and easy inputs exit early (Magic Pyramid, He et al. 2021,
+    arXiv 2111.00230). Killed runs resume: what was slow is found again in `cache_dir`.
+
+    Args:
+        model: a transformers sequence classifier, a path to one or a hub id; left as it is.
+        target_speedup: measured time of `model` as passed in over time of the result, on this machine and
+            workload; 1 to 100. The point that loses least among those that reach it is taken.
+        tokenizer: found beside the model when it is a path or id.
+        texts: unlabelled or labelled texts of the domain: strings, pairs, a datasets.Dataset, or a path to csv,
+            jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown.
+        labels: class names or ids of `texts`; with them accuracy is measured, without them agreement.
+        test: labelled texts that are read once, at the end, for the report.
+        max_drop: loss that is allowed, such as 0.005; a point that loses more on held-out texts is refused.
+        confidence: of the bound on the loss in the report.
+        adapt: "frozen" trains exit heads, "none" trains nothing.
+        batch_size: examples that run together in the timed workload; lengths come from the texts.
+        device: "auto" or "cpu".
+        backend: "auto", "openvino" or "eager".
+        precision: "auto" (the fastest that the machine runs natively), "f32" or "bf16".
+        max_texts: more texts than these are sampled.
+        seed: of everything random.
+        progress: whether to draw progress bars.
+        cache_dir: where slow results are kept; None is the user's cache directory.
+
+    Raises:
+        SettingError: when an option has a value that is not allowed.
+        CaptureError: when the model is not an encoder that is understood.
+        DataError: when texts or labels are malformed.
+        TargetUnreachable: when no point reaches the target within `max_drop`.
+        BackendError: when the backend is missing or cannot build an engine.
+    """
+    settings = Settings(
+        target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
+        Path(cache_dir) if cache_dir is not None else None,
+    )  # fmt: skip
+    if texts is None and (labels is not None or max_drop is not None):
+        missing = "labels" if labels is not None else f"max_drop={max_drop:g}"
+        raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
+    examples = None if texts is None else load_examples(texts, labels)
+    test_examples = None if test is None else load_examples(test, name="test")
+    with StageProgress(progress) as bars:
+        context = open_context(open_original(model, tokenizer), settings, bars)
+        parts = None if examples is None else split_texts(context, examples)
+        test_part = None if test_examples is None else encode_examples(context, test_examples, "test")
+        unpruned = build_unpruned(context, context.precision)
+        if parts is None:
+            length = min(LENGTH_WITHOUT_TEXTS, context.captured.max_length)
+            cost = measure_cost_model(context, unpruned, length)
+            original_answer, chosen = None, choose_without_texts(context, cost, length)
+        else:
+            length = int(np.median(parts.choosing.lengths))
+            cost = measure_cost_model(context, unpruned, length)
+            original_answer = answer_as_original(context, parts.choosing, "choosing").argmax(1)
+            chosen = choose_from_texts(context, cost, parts.choosing, original_answer)
+        built = _build(context, chosen, length, unpruned, parts)
+        front = measure_front(built.systems, chosen, _choosing(parts), original_answer)
+        choice, front, timings = _settle(built.systems, front, settings)
+        checked = _check(context, built.systems.runtime, front[choice.index], parts, test_part)
+        report = _report(context, built, front, choice, timings, checked, parts, examples)
+        return _finish(context, chosen, built, report)
+
+
+def open_context(original: Original, settings: Settings, bars: StageProgress) -> Context:
+    """Captures a model and finds what to run it with."""
+    found = find_backend(settings.backend, settings.device)
+    native = found.precisions()
+    precision = native[-1] if settings.precision == "auto" else settings.precision
+    if precision not in native:
+        raise SettingError(
+            f"precision: {precision!r}; backend {found.name!r} runs {', '.join(native)} natively on this machine"
+        )
+    with bars.stage("capture"):
+        captured = capture(original.model)
+        encoder = None
+        if original.tokenizer is not None:
+            encoder = TextEncoder.from_transformers(original.tokenizer, captured.max_length)
+        return Context(
+            settings=settings,
+            original=original,
+            captured=captured,
+            backend=found,
+            precision=precision,
+            config=BuildConfig(),
+            encoder=encoder,
+            store=Store(settings.cache_dir),
+            progress=bars,
+            digest=original.digest(),
+        )
+
+
+@dataclass(frozen=True)
+class _Built:
+    """Engines and what they are measured with."""
+
+    systems: Systems
+    plans: tuple[bytes, ...]
+    length: int
+
+
+def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, parts: Texts | None) -> _Built:
+    segments = partition(context.captured, chosen.heads, chosen.prune_layers, chosen.last_exit, context.precision)
+    weights = {
+        f"{layer}.{name}": value.numpy()
+        for layer, head in chosen.heads.items()
+        for name, value in head.state_dict().items()
+    }
+    digest = f"{context.digest} {digest_arrays(weights)} {chosen.prune_layers} {chosen.last_exit}"
+    size = context.settings.batch_size
+    profile = OptimizationProfile(Range(1, size, max(size, 32)), Range(2, length, context.captured.max_length))
+    with context.progress.stage("build engines") as stage:
+        plans = build_plans(context.backend, segments, profile, context.config, context.store, digest, stage)
+    split_tokens = chosen.cost.split_tokens([segment.exit_layer for segment in segments], length)
+    runtime = make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split_tokens)
+    # Texts are drawn evenly along where they leave at the middle of the front.
+    rank = None if parts is None else chosen.candidates[len(chosen.candidates) // 2].exit_layer
+    with context.progress.stage("time the original"):
+        workload = make_workload(context, _choosing(parts), rank, length)
+    return _Built(Systems(context, workload, unpruned, runtime), tuple(plans), length)
+
+
+def _choosing(parts: Texts | None) -> TextPart | None:
+    return None if parts is None else parts.choosing
+
+
+def _settle(
+    systems: Systems, front: tuple[MeasuredPoint, ...], settings: Settings
+) -> tuple[Choice, tuple[MeasuredPoint, ...], dict[str, Timing]]:
+    """Picks a point and times it afresh; a point that misses the target then gives way to the next faster one."""
+    while True:
+        choice = choose_point(front, settings.target_speedup, settings.max_drop)
+        timings = measure_chosen(systems, front[choice.index].point)
+        speedup = timings["original"].median_s / timings["chosen"].median_s
+        front = _replace_time(front, choice.index, timings["chosen"].median_s, speedup)
+        if choice.warning or speedup >= settings.target_speedup:
+            return choice, front, timings
+
+
+def _replace_time(
+    front: tuple[MeasuredPoint, ...], index: int, measured_s: float, speedup: float
+) -> tuple[MeasuredPoint, ...]:
+    changed = dataclasses.replace(front[index], measured_s=measured_s, speedup=speedup)
+    return (*front[:index], changed, *front[index + 1 :])
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the chosen point answers on texts that nothing was chosen on."""
+
+    accuracy: float | None
+    original_accuracy: float | None
+    agreement: float | None
+    certified_drop: float | None
+    measured_on: str
+
+
+def _check(
+    context: Context, runtime: Runtime, chosen: MeasuredPoint, parts: Texts | None, test: TextPart | None
+) -> _Checked:
+    if parts is None and test is None:
+        return _Checked(None, None, None, None, "nothing")
+    certified = None
+    if parts is not None:
+        loss, original_loss = _losses(context, runtime, chosen, parts.certifying, "certificate")
+        certified = bound_drop(loss, original_loss, context.settings.confidence)
+    part = test if test is not None else parts.certifying  # type: ignore[union-attr]
+    name = "test texts" if test is not None else "held-out texts"
+    answers, original_answers = _answers(context, runtime, chosen, part, name)
+    accuracy = original_accuracy = None
+    if part.labels is not None:
+        accuracy, original_accuracy = (float((a == part.labels).mean()) for a in (answers, original_answers))
+    agreement = float((answers == original_answers).mean())
+    return _Checked(accuracy, original_accuracy, agreement, certified, f"{len(part.encoded)} {name}")
+
+
+def _losses(
+    context: Context, runtime: Runtime, chosen: MeasuredPoint, part: TextPart, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    answers, original_answers = _answers(context, runtime, chosen, part, name)
+    truth = original_answers if part.labels is None else part.labels
+    return answers != truth, original_answers != truth
+
+
+def _answers(
+    context: Context, runtime: Runtime, chosen: MeasuredPoint, part: TextPart, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    assert context.encoder is not None
+    original = answer_as_original(context, part, name).argmax(1)
+    with context.progress.stage(f"answers of the result ({name})") as stage:
+        result = answer_texts(runtime, chosen.point, context.encoder, part.encoded, on_batch=stage)
+    return result.logits.argmax(1), original
+
+
+def _report(
+    context: Context,
+    built: _Built,
+    front: tuple[MeasuredPoint, ...],
+    choice: Choice,
+    timings: dict[str, Timing],
+    checked: _Checked,
+    parts: Texts | None,
+    examples: Any,
+) -> Report:
+    seconds = {name: timing.median_s for name, timing in timings.items()}
+    notes = []
+    if choice.warning:
+        logger.warning(choice.warning)
+        notes.append(choice.warning)
+    if parts is None:
+        notes.append("no texts were given: no exits were trained, and what pruning costs in accuracy is unknown")
+    elif len(examples) > context.settings.max_texts:
+        notes.append(f"{context.settings.max_texts} of {len(examples)} texts were drawn (max_texts)")
+    lengths = parts.choosing.lengths if parts is not None else np.array([built.length])
+    return Report(
+        target_speedup=context.settings.target_speedup,
+        measured_speedup=seconds["original"] / seconds["chosen"],
+        speedup_over_unpruned=seconds["unpruned"] / seconds["chosen"],
+        flops_ratio=front[choice.index].flops_ratio,
+        original_s=seconds["original"],
+        unpruned_s=seconds["unpruned"],
+        measured_s=seconds["chosen"],
+        gains={
+            "engine": seconds["original"] / seconds["unpruned"],
+            "exits": seconds["unpruned"] / seconds["exits"],
+            "pruning": seconds["exits"] / seconds["chosen"],
+        },
+        accuracy=checked.accuracy,
+        original_accuracy=checked.original_accuracy,
+        agreement=checked.agreement,
+        certified_drop=checked.certified_drop,
+        confidence=context.settings.confidence,
+        measured_on=checked.measured_on,
+        chosen=choice.index,
+        operating_points=front,
+        workload={
+            "batch_size": context.settings.batch_size,
+            "num_batches": len(built.systems.workload.batches),
+            "mean_length": float(lengths.mean()),
+            "max_length": int(lengths.max()),
+        },
+        machine=describe_machine(context),
+        notes=tuple(notes),
+    )
+
+
+def describe_machine(context: Context) -> dict[str, str]:
+    """Hardware and versions that the numbers belong to."""
+    return {
+        "backend": context.backend.name,
+        "precision": context.precision,
+        **context.backend.fingerprint(),
+        **_versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("mpcompile", "torch", "transformers")
+    versions = {name: metadata.version(name) for name in names if _is_installed(name)}
+    return {**versions, "python": platform.python_version()}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _finish(context: Context, chosen: Chosen, built: _Built, report: Report) -> OptimizedModel:
+    """Writes the artifact into a temporary directory, which goes with the returned model."""
+    from safetensors.torch import save_file
+
+    directory = Path(tempfile.mkdtemp(prefix="mpcompile-"))
+    try:
+        runtime = built.systems.runtime
+        signature = ModelSignature(
+            context.captured.input_names,
+            context.captured.num_labels,
+            context.captured.max_length,
+            context.captured.vocab_size,
+            context.captured.id2label,
+        )
+        plan_path(directory, 0).parent.mkdir()
+        for segment, plan in zip(runtime.segments, built.plans, strict=True):
+            plan_path(directory, segment.index).write_bytes(plan)
+        context.original.model.save_pretrained(directory / MODEL)
+        weights = {
+            f"{layer}.{name}": value
+            for layer, head in chosen.heads.items()
+            for name, value in head.state_dict().items()
+        }
+        save_file(weights, directory / EXITS)
+        if context.encoder is not None:
+            context.encoder.save(directory)
+        (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+        manifest = Manifest(
+            context.backend.name,
+            context.backend.fingerprint(),
+            _versions(),
+            signature,
+            runtime.segments,
+            runtime.split_tokens,
+            context.encoder is not None,
+        )
+        write_manifest(directory, manifest)
+        model = OptimizedModel(runtime, signature, report, context.encoder, directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    weakref.finalize(model, shutil.rmtree, directory, ignore_errors=True)
+    return model

@@ -1,0 +1,57 @@
+"""Predicted time of a workload: its batches walked through the exits as the runtime would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.cost.model import CostModel
+from mpcompile.grouping import split_by_length
+from mpcompile.operating_point import OperatingPoint
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The segments that a workload runs through.
+
+    Attributes:
+        exit_layers: where they end, ascending.
+        split_tokens: see `Runtime`.
+    """
+
+    exit_layers: tuple[int, ...]
+    split_tokens: tuple[float, ...]
+
+
+def predict_workload(
+    cost: CostModel, chain: Chain, point: OperatingPoint, batches: Sequence[np.ndarray], exits: Sequence[np.ndarray]
+) -> float:
+    """Mean predicted seconds of a batch.
+
+    Args:
+        cost: predicts segments.
+        chain: the segments.
+        point: exits and keep ratios.
+        batches: tokens of each example, one array per batch.
+        exits: where each example leaves, alike.
+    """
+    return float(np.mean([_predict(cost, chain, point, 0, *batch) for batch in zip(batches, exits, strict=True)]))
+
+
+def _predict(
+    cost: CostModel, chain: Chain, point: OperatingPoint, index: int, length: np.ndarray, leaves: np.ndarray
+) -> float:
+    first = chain.exit_layers[index - 1] if index else 0
+    exit_layer = chain.exit_layers[index]
+    total = 0.0
+    for part in split_by_length(length, chain.split_tokens[index]):
+        size, longest = np.float64(len(part)), np.float64(length[part].max())
+        taken, _ = cost.predict_segment(first, exit_layer, size, longest, point, index == 0)
+        total += float(taken)
+        staying = part[leaves[part] > exit_layer]
+        if len(staying):
+            _, kept = cost.predict_layers(first, exit_layer, size, length[staying], point)
+            total += _predict(cost, chain, point, index + 1, kept, leaves[staying])
+    return total

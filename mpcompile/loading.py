@@ -1,0 +1,114 @@
+"""Reading artifacts, and rebuilding what another machine or version made stale."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpcompile.artifact import EXITS, MANIFEST, MODEL, REPORT, Manifest, read_manifest
+from mpcompile.backends import find_backend
+from mpcompile.build import build_plans, make_runtime
+from mpcompile.errors import ArtifactError
+from mpcompile.optimized_model import OptimizedModel
+from mpcompile.report import Report
+from mpcompile.segment import Backend, BuildConfig, Segment, default_profile
+from mpcompile.store import Store
+from mpcompile.text import TextEncoder
+
+logger = logging.getLogger(__name__)
+
+
+def load(directory: str | Path, num_threads: int | None = None, cache_dir: Path | None = None) -> OptimizedModel:
+    """Reads an artifact.
+
+    With the OpenVINO backend this imports neither torch nor transformers, unless an engine is
+    stale (built by another version or for another machine) and has to be built again.
+
+    Args:
+        directory: what `OptimizedModel.save` or `mpcompile optimize --out` wrote.
+        num_threads: CPU threads; None for all cores.
+        cache_dir: where rebuilt engines are kept; None is the user's cache directory.
+
+    Raises:
+        ArtifactError: when it is damaged, foreign or of a newer format.
+        BackendError: when its backend is missing here.
+    """
+    path = Path(directory).expanduser()
+    manifest = read_manifest(path)
+    report = Report.from_json(json.loads((path / REPORT).read_text("utf-8")))
+    backend = find_backend(manifest.backend)
+    config = BuildConfig(num_threads)
+    segments, plans, notes = _plans(path, manifest, backend, config, Store(cache_dir))
+    runtime = make_runtime(backend, segments, plans, config, manifest.signature.num_labels, manifest.split_tokens)
+    encoder = TextEncoder.load(path) if manifest.has_tokenizer else None
+    return OptimizedModel(runtime, manifest.signature, report.with_notes(*notes), encoder, path)
+
+
+def plan_path(directory: Path, index: int) -> Path:
+    """Where an artifact keeps the plan of a segment."""
+    return directory / "engines" / f"{index}.plan"
+
+
+def _plans(
+    path: Path, manifest: Manifest, backend: Backend, config: BuildConfig, store: Store
+) -> tuple[Sequence[Segment], Sequence[bytes], tuple[str, ...]]:
+    here = backend.fingerprint()
+    changed = [key for key in here if here[key] != manifest.fingerprint.get(key)]
+    needs_graph = manifest.backend == "eager"
+    stored = [plan_path(path, segment.index).read_bytes() for segment in manifest.segments]
+    if not changed and not needs_graph:
+        return manifest.segments, stored, ()
+    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
+        reason = f"engines are stale ({_describe(changed, manifest.fingerprint, here)})"
+        if needs_graph:
+            raise ArtifactError(f"{path}: the eager backend needs torch and transformers; pip install mpcompile[build]")
+        note = f"{reason}; used as they are, because torch and transformers, which rebuild them, are not installed"
+        logger.warning(note)
+        return manifest.segments, stored, (note,)
+    segments = rebuild_segments(path, manifest)
+    if not changed:
+        return segments, stored, ()
+    note = f"engines were rebuilt: {_describe(changed, manifest.fingerprint, here)}"
+    logger.warning(note)
+    profile = default_profile(manifest.signature.max_length)
+    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    return segments, build_plans(backend, segments, profile, config, store, digest), (note,)
+
+
+def _describe(changed: Sequence[str], before: dict[str, str], now: dict[str, str]) -> str:
+    return ", ".join(f"{key} was {before.get(key, 'unknown')}, is {now[key]}" for key in changed)
+
+
+def rebuild_segments(path: Path, manifest: Manifest) -> tuple[Segment, ...]:
+    """The segments with their graphs, from the artifact's weights. Needs torch and transformers.
+
+    Raises:
+        ArtifactError: when the weights do not give the segments that the manifest lists.
+    """
+    from safetensors.torch import load_file
+
+    from mpcompile.capture import capture
+    from mpcompile.partition import partition
+    from mpcompile.source import open_original
+    from passes import ExitHead
+
+    original = open_original(path / MODEL, None)
+    captured = capture(original.model)
+    weights = load_file(path / EXITS)
+    heads = {}
+    for layer in sorted({int(name.split(".")[0]) for name in weights}):
+        state = {name.split(".", 1)[1]: value for name, value in weights.items() if name.startswith(f"{layer}.")}
+        width = state["hidden.weight"].shape[0]
+        heads[layer] = ExitHead(captured.hidden_size, captured.num_labels, width).eval().requires_grad_(False)
+        heads[layer].load_state_dict(state)
+    prunes = tuple(layer for segment in manifest.segments for layer in segment.prune_layers)
+    end = manifest.segments[-1].exit_layer
+    last_exit = None if end == captured.num_layers else end
+    segments = partition(captured, heads, prunes, last_exit, manifest.segments[0].precision)
+    if [s.exit_layer for s in segments] != [s.exit_layer for s in manifest.segments]:
+        raise ArtifactError(f"{path}: its weights do not give the segments of its manifest; optimize again")
+    return segments

@@ -1,0 +1,158 @@
+"""The stage behind the engines: the front on the clock, against the original, on the same batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.choosing import Chosen
+from mpcompile.context import Context, TextPart
+from mpcompile.cost.workload import Chain, predict_workload
+from mpcompile.front import MeasuredPoint
+from mpcompile.operating_point import OperatingPoint
+from mpcompile.reference import unpruned_point
+from mpcompile.runtime import Runtime
+from mpcompile.search.front import Candidate
+from mpcompile.timing import Timing, measure_interleaved
+from mpcompile.workload import Workload, build_workload, count_batches, measure_workload, random_batch
+
+FRONT_RUNS, FINAL_RUNS = 3, 5
+Calls = Sequence[Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Systems:
+    """What is timed, on one workload.
+
+    Attributes:
+        context: the model.
+        workload: batches.
+        unpruned: the whole model as one engine.
+        runtime: the chain of engines.
+    """
+
+    context: Context
+    workload: Workload
+    unpruned: Runtime
+    runtime: Runtime
+
+    def original_calls(self) -> Calls:
+        """The original as passed in, a call per batch."""
+        original, names = self.context.original, self.context.captured.input_names
+        prepared = [original.prepare(batch, names) for batch in self.workload.batches]
+        return [lambda batch=batch: original.run(batch) for batch in prepared]  # type: ignore[misc]
+
+    def unpruned_calls(self) -> Calls:
+        """The baseline, a call per batch."""
+        point = unpruned_point(self.context)
+        return [lambda batch=batch: self.unpruned.run(batch, point) for batch in self.workload.batches]  # type: ignore[misc]
+
+    def point_calls(self, point: OperatingPoint) -> Calls:
+        """An operating point, a call per batch."""
+        return [lambda batch=batch: self.runtime.run(batch, point) for batch in self.workload.batches]  # type: ignore[misc]
+
+
+def make_workload(context: Context, part: TextPart | None, rank: np.ndarray | None, length: int) -> Workload:
+    """Batches that take the original about `BLOCK_S` seconds.
+
+    Args:
+        part: texts to draw from; None makes random ids of `length`.
+        rank: how hard each text is, (N,).
+        length: tokens, without texts.
+    """
+    size = context.settings.batch_size
+    if part is None or rank is None:
+        batches = tuple(random_batch(context.captured.vocab_size, size, length, seed) for seed in range(4))
+        return Workload(batches, tuple(np.arange(size) for _ in batches))
+    assert context.encoder is not None
+    probe = build_workload(context.encoder, part.encoded, size, 3, rank, context.settings.seed)
+    calls = Systems.original_calls(Systems(context, probe, None, None))  # type: ignore[arg-type]
+    batch_s = measure_interleaved({"original": lambda run: calls[run % len(calls)]()}, runs=3)["original"].median_s
+    return build_workload(context.encoder, part.encoded, size, count_batches(batch_s), rank, context.settings.seed)
+
+
+def measure_front(
+    systems: Systems, chosen: Chosen, part: TextPart | None, original_answer: np.ndarray | None
+) -> tuple[MeasuredPoint, ...]:
+    """Times every candidate, interleaved with the original.
+
+    Args:
+        systems: what is timed.
+        chosen: candidates.
+        part: the texts that they were chosen on.
+        original_answer: class ids of the original on them.
+    """
+    calls: dict[str, Calls] = {"original": systems.original_calls()}
+    calls.update({str(i): systems.point_calls(c.point) for i, c in enumerate(chosen.candidates)})
+    with systems.context.progress.stage("measure operating points") as stage:
+        timings = measure_workload(calls, FRONT_RUNS, stage)
+    original_s = timings.pop("original").median_s
+    return tuple(
+        _describe(systems, chosen, candidate, timings[str(i)], original_s, part, original_answer)
+        for i, candidate in enumerate(chosen.candidates)
+    )
+
+
+def measure_chosen(systems: Systems, point: OperatingPoint) -> dict[str, Timing]:
+    """Times the original, the unpruned engine, the exits alone, and the point itself, afresh."""
+    exits_only = dataclasses.replace(point, keep_ratios=(1.0,) * len(point.keep_ratios))
+    calls: dict[str, Calls] = {
+        "original": systems.original_calls(),
+        "unpruned": systems.unpruned_calls(),
+        "exits": systems.point_calls(exits_only),
+        "chosen": systems.point_calls(point),
+    }
+    with systems.context.progress.stage("measure the chosen point") as stage:
+        return measure_workload(calls, FINAL_RUNS, stage)
+
+
+def _describe(
+    systems: Systems,
+    chosen: Chosen,
+    candidate: Candidate,
+    timing: Timing,
+    original_s: float,
+    part: TextPart | None,
+    original_answer: np.ndarray | None,
+) -> MeasuredPoint:
+    cost, workload = chosen.cost, systems.workload
+    if part is None:
+        lengths = np.array([batch["attention_mask"].sum(1) for batch in workload.batches])
+        batches, exits = list(lengths), [np.full_like(row, candidate.exit_layer[0]) for row in lengths]
+        all_lengths, all_exits = lengths.ravel(), np.concatenate(exits)
+    else:
+        all_lengths, all_exits = part.lengths, candidate.exit_layer
+        batches = [all_lengths[index] for index in workload.positions]
+        exits = [all_exits[index] for index in workload.positions]
+    full = OperatingPoint((cost.work.num_layers,))
+    flops = cost.count_flops(all_lengths, candidate.point, all_exits).sum()
+    full_flops = cost.count_flops(all_lengths, full, np.full_like(all_exits, cost.work.num_layers)).sum()
+    chain = Chain(tuple(s.exit_layer for s in systems.runtime.segments), systems.runtime.split_tokens)
+    accuracy, agreement, drop = _losses(candidate, part, original_answer)
+    return MeasuredPoint(
+        point=candidate.point,
+        predicted_s=predict_workload(cost, chain, candidate.point, batches, exits),
+        measured_s=timing.median_s,
+        speedup=original_s / timing.median_s,
+        accuracy=accuracy,
+        agreement=agreement,
+        drop=drop,
+        flops_ratio=float(full_flops / flops),
+        mean_exit_layer=float(all_exits.mean()),
+    )
+
+
+def _losses(
+    candidate: Candidate, part: TextPart | None, original_answer: np.ndarray | None
+) -> tuple[float | None, float | None, float | None]:
+    """Accuracy, agreement and drop on the texts for choosing."""
+    if part is None or original_answer is None:
+        return None, None, None
+    agreement = float((candidate.answer == original_answer).mean())
+    if part.labels is None:
+        return None, agreement, 1.0 - agreement
+    accuracy = float((candidate.answer == part.labels).mean())
+    return accuracy, agreement, float((original_answer == part.labels).mean()) - accuracy

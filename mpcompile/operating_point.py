@@ -1,0 +1,88 @@
+"""Operating points: the settings that change what a compiled model answers. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mpcompile.errors import SettingError
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How much to prune, when to leave, and in which precision.
+
+    Attributes:
+        exit_layers: off-ramps in use, by the layers run before them, ascending; the last is unconditional.
+        exit_thresholds: one per exit but the last: leave when the normalised entropy is below, [0, 1].
+        prune_layers: layers that prune, ascending.
+        keep_ratios: share of an example's tokens kept at each of them, (0, 1].
+        precision: "f32", "bf16" or "int8".
+
+    Raises:
+        SettingError: when a value is out of range or the numbers of values do not match.
+    """
+
+    exit_layers: tuple[int, ...]
+    exit_thresholds: tuple[float, ...] = ()
+    prune_layers: tuple[int, ...] = ()
+    keep_ratios: tuple[float, ...] = ()
+    precision: str = "f32"
+
+    def __post_init__(self) -> None:
+        _check_ascending("exit_layers", self.exit_layers)
+        _check_ascending("prune_layers", self.prune_layers)
+        if len(self.exit_thresholds) != len(self.exit_layers) - 1:
+            raise SettingError(
+                f"exit_thresholds: {len(self.exit_thresholds)} given for exits {self.exit_layers}; expected "
+                f"{len(self.exit_layers) - 1}, one for each exit but the last, which is unconditional"
+            )
+        if len(self.keep_ratios) != len(self.prune_layers):
+            raise SettingError(
+                f"keep_ratios: {len(self.keep_ratios)} given for prune_layers {self.prune_layers}; expected one each"
+            )
+        for i, threshold in enumerate(self.exit_thresholds):
+            if not 0.0 <= threshold <= 1.0:
+                raise SettingError(f"exit_thresholds[{i}]: {threshold}; a normalised entropy in [0, 1] is expected")
+        for i, ratio in enumerate(self.keep_ratios):
+            if not 0.0 < ratio <= 1.0:
+                raise SettingError(f"keep_ratios[{i}]: {ratio}; a share of tokens in (0, 1] is expected")
+
+    def threshold_at(self, exit_layer: int) -> float:
+        """Entropy below which an example leaves there: 0 is never, infinity is always."""
+        if exit_layer == self.exit_layers[-1]:
+            return math.inf
+        return dict(zip(self.exit_layers, self.exit_thresholds, strict=False)).get(exit_layer, 0.0)
+
+    def keep_ratio_at(self, layer: int) -> float:
+        """Share of tokens that a layer keeps, 1 where it does not prune."""
+        return dict(zip(self.prune_layers, self.keep_ratios, strict=True)).get(layer, 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The point as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> OperatingPoint:
+        """The point that `to_json` described."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def count_kept(keep_ratio: float, length: np.ndarray) -> np.ndarray:
+    """Tokens kept of `length` tokens, ceil(keep_ratio * length), at least 1 ([CLS])."""
+    # 0.07 * 100 is 7.000000000000001 in floating point; the slack keeps it 7.
+    kept: np.ndarray = np.ceil(keep_ratio * length - 1e-9).astype(np.int64)
+    return np.maximum(kept, 1)
+
+
+def _check_ascending(name: str, layers: Sequence[int]) -> None:
+    if (
+        list(layers) != sorted(set(layers))
+        or any(layer < 0 for layer in layers)
+        or (name == "exit_layers" and not layers)
+    ):
+        raise SettingError(f"{name}: {tuple(layers)}; expected layers in ascending order, none twice")

@@ -1,0 +1,143 @@
+"""What an optimization cost and gained, for people and as JSON. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mpcompile.front import MeasuredPoint
+from mpcompile.operating_point import OperatingPoint
+
+
+@dataclass(frozen=True)
+class Report:
+    """Facts of one optimization; every time is measured unless it is called predicted.
+
+    Attributes:
+        target_speedup: what was asked.
+        measured_speedup: time of the original as passed in over time of the chosen point.
+        speedup_over_unpruned: the same against the unpruned model through the same backend.
+        flops_ratio: the same in flops, counted on each text's own length.
+        original_s, unpruned_s, measured_s: seconds per batch of the workload.
+        gains: factors that multiply to the measured speedup: engine, exits, pruning.
+        accuracy, original_accuracy: share of right answers, None without labels.
+        agreement: share of texts answered as the original does, None without texts.
+        certified_drop: upper bound on the loss at `confidence`, None without texts.
+        confidence: probability that the bound holds.
+        measured_on: what accuracy and agreement were measured on.
+        chosen: index of the chosen point in `operating_points`.
+        operating_points: the front.
+        workload: batch size, number of texts and their lengths.
+        machine: hardware and versions.
+        notes: warnings, fallbacks and what was left out.
+    """
+
+    target_speedup: float
+    measured_speedup: float
+    speedup_over_unpruned: float
+    flops_ratio: float
+    original_s: float
+    unpruned_s: float
+    measured_s: float
+    gains: dict[str, float]
+    accuracy: float | None
+    original_accuracy: float | None
+    agreement: float | None
+    certified_drop: float | None
+    confidence: float
+    measured_on: str
+    chosen: int
+    operating_points: tuple[MeasuredPoint, ...]
+    workload: dict[str, Any]
+    machine: dict[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+    def with_notes(self, *notes: str) -> Report:
+        """The report with more notes."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        points = [point.to_json() for point in self.operating_points]
+        return {**values, "operating_points": points, "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Report:
+        """What `to_json` described."""
+        points = tuple(MeasuredPoint.from_json(point) for point in values["operating_points"])
+        return cls(**{**values, "operating_points": points, "notes": tuple(values["notes"])})
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=100, record=True)
+        console.print(self._summary())
+        console.print(_front_table(self.operating_points, self.chosen))
+        for note in self.notes:
+            console.print(f"note: {note}", highlight=False, markup=False)
+        return console.export_text().rstrip()
+
+    def _summary(self) -> Table:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold")
+        table.add_column()
+        batch = f"batch of {self.workload['batch_size']}, {self.workload['mean_length']:.0f} tokens on average"
+        table.add_row("measured speedup", f"{self.measured_speedup:.2f}x (asked: {self.target_speedup:g}x), {batch}")
+        table.add_row(
+            "time per batch",
+            f"{self.measured_s * 1e3:.2f} ms; original {self.original_s * 1e3:.2f} ms, "
+            f"unpruned through the same engine {self.unpruned_s * 1e3:.2f} ms",
+        )
+        table.add_row(
+            "over unpruned", f"{self.speedup_over_unpruned:.2f}x on the clock, {self.flops_ratio:.2f}x in flops"
+        )
+        table.add_row("where it comes from", " * ".join(f"{name} {gain:.2f}x" for name, gain in self.gains.items()))
+        table.add_row("accuracy", self._accuracy())
+        return table
+
+    def _accuracy(self) -> str:
+        if self.agreement is None:
+            return "unknown: no texts were given, so nothing was checked"
+        parts = [f"{100 * self.agreement:.2f}% answered as the original"]
+        if self.accuracy is not None and self.original_accuracy is not None:
+            parts.insert(0, f"{100 * self.accuracy:.2f}%, original {100 * self.original_accuracy:.2f}%")
+        if self.certified_drop is not None:
+            parts.append(f"at most {100 * self.certified_drop:.2f} points lost ({100 * self.confidence:g}% confidence)")
+        return f"{'; '.join(parts)}; on {self.measured_on}"
+
+
+def _front_table(points: tuple[MeasuredPoint, ...], chosen: int) -> Table:
+    table = Table(title="operating points", title_justify="left")
+    for name in ("", "speedup", "ms", "predicted", "flops", "accuracy", "agrees", "layers", "exits", "keep"):
+        table.add_column(name, justify="right" if name not in ("", "exits", "keep") else "left", no_wrap=True)
+    for i, row in sorted(enumerate(points), key=lambda item: item[1].speedup):
+        point = row.point
+        table.add_row(
+            "->" if i == chosen else "",
+            f"{row.speedup:.2f}x",
+            f"{row.measured_s * 1e3:.2f}",
+            f"{row.predicted_s * 1e3:.2f}",
+            f"{row.flops_ratio:.1f}x",
+            _percent(row.accuracy),
+            _percent(row.agreement),
+            f"{row.mean_exit_layer:.1f}",
+            " ".join(map(str, point.exit_layers)),
+            _describe_ratios(point),
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _describe_ratios(point: OperatingPoint) -> str:
+    """Keep ratios of the layers that the point runs: `0.7*6`, or one by one where they differ."""
+    ran = [r for layer, r in zip(point.prune_layers, point.keep_ratios, strict=True) if layer < point.exit_layers[-1]]
+    if all(ratio == 1.0 for ratio in ran):
+        return "all"
+    return f"{ran[0]:g}*{len(ran)}" if len(set(ran)) == 1 else " ".join(f"{ratio:g}" for ratio in ran)

@@ -1,0 +1,1 @@
+"""Choosing operating points on held-out texts."""

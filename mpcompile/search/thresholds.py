@@ -1,0 +1,86 @@
+"""Exit thresholds that trade time against errors best, found on cached entropies.
+
+Shapes: N texts, M exits in use, the last unconditional.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SWEEPS = 3
+LEVELS = 48
+"""Thresholds tried per exit: fewer than texts, so that no single text decides one."""
+
+
+@dataclass(frozen=True)
+class ExitTable:
+    """What happens to each text at each exit.
+
+    Attributes:
+        entropy: normalised, (M, N).
+        seconds: until it has been answered there, (M, N).
+        loss: 1 where the answer there is wrong (or differs from the original's), (M, N).
+    """
+
+    entropy: np.ndarray
+    seconds: np.ndarray
+    loss: np.ndarray
+
+    def leave_at(self, thresholds: np.ndarray) -> np.ndarray:
+        """Index of the exit that each text leaves at, (N,)."""
+        leaves = self.entropy < thresholds[:, None]
+        leaves[-1] = True
+        index: np.ndarray = leaves.argmax(0)
+        return index
+
+    def evaluate(self, thresholds: np.ndarray) -> tuple[float, float]:
+        """Mean seconds and mean loss over the texts."""
+        index = self.leave_at(thresholds)
+        everyone = np.arange(index.size)
+        return float(self.seconds[index, everyone].mean()), float(self.loss[index, everyone].mean())
+
+
+def search_thresholds(table: ExitTable, price_s: float) -> np.ndarray:
+    """Thresholds that minimise mean(seconds) + price_s * mean(loss), by coordinate descent.
+
+    One exit at a time, texts that reach it sorted by entropy: the best place to cut is the
+    minimum of a cumulative sum, over `LEVELS` quantiles.
+
+    Args:
+        price_s: seconds that one error is worth.
+
+    Returns:
+        (M,): 0 where an exit is not worth using, above 1 where it takes everyone, as at the last.
+    """
+    count = table.entropy.shape[0]
+    thresholds = np.zeros(count)
+    thresholds[-1] = 2.0
+    cost = table.seconds + price_s * table.loss
+    for _ in range(SWEEPS):
+        before = thresholds.copy()
+        for exit_index in reversed(range(count - 1)):
+            thresholds[exit_index] = _best_threshold(table, cost, thresholds, exit_index)
+        if np.array_equal(before, thresholds):
+            break
+    return thresholds
+
+
+def _best_threshold(table: ExitTable, cost: np.ndarray, thresholds: np.ndarray, exit_index: int) -> float:
+    reached = np.flatnonzero((table.entropy[:exit_index] >= thresholds[:exit_index, None]).all(0))
+    if not len(reached):
+        return 0.0
+    later = (table.entropy[exit_index + 1 :, reached] < thresholds[exit_index + 1 :, None]).copy()
+    later[-1] = True
+    staying = cost[exit_index + 1 + later.argmax(0), reached]
+    entropy = table.entropy[exit_index, reached]
+    order = np.argsort(entropy)
+    gain = np.concatenate([[0.0], np.cumsum(cost[exit_index, reached[order]] - staying[order])])
+    cuts = np.unique(np.linspace(0, len(reached), LEVELS + 1).astype(int))
+    cut = int(cuts[gain[cuts].argmin()])
+    if cut == 0:
+        return 0.0
+    if cut == len(reached):
+        return 2.0
+    return float((entropy[order[cut - 1]] + entropy[order[cut]]) / 2)

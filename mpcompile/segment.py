@@ -1,0 +1,116 @@
+"""What a segment is: the contract between graph, backends and runtime. Imports no torch.
+
+Inputs of segment 0: `input_ids`, `attention_mask` and maybe `token_type_ids`, (B, S) int64.
+Inputs of the others: `hidden` (B, S, D) and `mask` (B, 1, 1, S) of the segment before, `rows` (R,)
+int64, the survivors, and `positions` (L,) int64, 0..L-1 for the longest of them. For each layer N
+that prunes: `num_kept_N` (R,) int64 and `slots_N` (K,) int64, 0..K-1 for the largest of them.
+Outputs: `hidden`, `mask`, `logits` (R, C) and `entropy` (R,); the last segment gives `logits` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+FIRST_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of graph that becomes one engine.
+
+    Attributes:
+        index: position in the chain, from 0.
+        exit_layer: encoder layers run when it ends.
+        prune_layers: layers inside it that prune, ascending.
+        hidden_size: D.
+        input_names: its inputs in order, see the module's legend.
+        output_names: its outputs in order.
+        precision: "f32", "bf16" or "int8"; what matrix products run in.
+        graph_module: the graph, None when the segment was read from an artifact.
+    """
+
+    index: int
+    exit_layer: int
+    prune_layers: tuple[int, ...]
+    hidden_size: int
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    precision: str = "f32"
+    graph_module: GraphModule | None = None
+
+
+class Engine(Protocol):
+    """A compiled segment. Arrays it returns are valid until it is called again."""
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes that a dimension may take; `opt` is the one to be fastest at."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class OptimizationProfile:
+    """Shapes that an engine is built for.
+
+    Attributes:
+        batch_size: survivors that enter.
+        seq_len: tokens of the longest survivor.
+    """
+
+    batch_size: Range
+    seq_len: Range
+
+
+def default_profile(max_length: int) -> OptimizationProfile:
+    """What engines are built for when the workload is not known: single requests and small batches."""
+    return OptimizationProfile(Range(1, 8, 128), Range(2, min(128, max_length), max_length))
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Settings that change how fast an engine is and never what it answers.
+
+    Attributes:
+        num_threads: CPU threads; None for all cores.
+    """
+
+    num_threads: int | None = None
+
+
+class Backend(Protocol):
+    """Turns segments into engines."""
+
+    name: str
+
+    def fingerprint(self) -> dict[str, str]:
+        """What makes a built engine stale when it changes."""
+        ...
+
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that this machine runs natively, most exact first."""
+        ...
+
+    def unsupported_reason(self, segment: Segment) -> str | None:
+        """Why a segment cannot be built here, or None."""
+        ...
+
+    def build(self, segment: Segment, profile: OptimizationProfile, config: BuildConfig) -> bytes:
+        """Builds a plan. Slow. Raises BackendError."""
+        ...
+
+    def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
+        """Makes a plan callable. Raises BackendError."""
+        ...

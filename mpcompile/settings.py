@@ -1,0 +1,60 @@
+"""The options of `optimize`, checked before anything slow starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpcompile.errors import SettingError
+from mpcompile.front import check_target
+
+ADAPTATIONS = ("none", "frozen")
+PRECISIONS = ("auto", "f32", "bf16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `optimize`; see there for what each means.
+
+    Raises:
+        SettingError: when a value is not allowed.
+    """
+
+    target_speedup: float
+    max_drop: float | None = None
+    confidence: float = 0.95
+    adapt: str = "frozen"
+    batch_size: int = 1
+    device: str = "auto"
+    backend: str = "auto"
+    precision: str = "auto"
+    max_texts: int = 4000
+    seed: int = 0
+    progress: bool = True
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_target(self.target_speedup)
+        if self.max_drop is not None:
+            _check_number("max_drop", self.max_drop, 0.0, 1.0, "such as 0.005 for half a point of accuracy")
+        _check_number("confidence", self.confidence, 0.5, 0.9999, "such as 0.95")
+        _check_choice("adapt", self.adapt, ADAPTATIONS)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_count("batch_size", self.batch_size, 1, 4096)
+        _check_count("max_texts", self.max_texts, 16, 10**7)
+        _check_count("seed", self.seed, 0, 2**32 - 1)
+
+
+def _check_number(name: str, value: object, low: float, high: float, hint: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise SettingError(f"{name}: {value!r}; a number from {low:g} to {high:g} is expected, {hint}")
+
+
+def _check_count(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise SettingError(f"{name}: {value!r}; a whole number from {low} to {high} is expected")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingError(f"{name}: {value!r}; expected one of {', '.join(map(repr, choices))}")

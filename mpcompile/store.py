@@ -1,0 +1,96 @@
+"""One content-addressed store for everything slow: a killed run finds what it had computed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 4 * 2**30
+
+
+class Store:
+    """Named arrays under the digest of what they were computed from.
+
+    Entries appear whole or not at all, several processes may share a store, and the entries
+    unused for longest go when it outgrows `max_bytes`.
+
+    Args:
+        directory: None for the user's cache directory.
+        max_bytes: size that it is cut back to.
+    """
+
+    def __init__(self, directory: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
+        self.directory = directory if directory is not None else platformdirs.user_cache_path("mpcompile")
+        self._max_bytes = max_bytes
+
+    def fetch(self, key: Mapping[str, object], compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays stored under a key; computed and stored when there are none.
+
+        Args:
+            key: everything that the arrays depend on, as JSON values.
+            compute: gives the arrays.
+        """
+        path = self.directory / f"{digest(key)}.safetensors"
+        with contextlib.suppress(FileNotFoundError, SafetensorError):
+            arrays = load_file(path)
+            os.utime(path)
+            logger.info("%s: taken from %s", key.get("kind"), path)
+            return arrays
+        arrays = compute()
+        self._write(path, arrays)
+        return arrays
+
+    def _write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.directory, prefix="writing-")
+            os.close(handle)
+            try:
+                save_file(arrays, name)
+                os.replace(name, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+            self._shrink()
+        except OSError as error:  # a full or read-only disk costs the next run time, not this one its result
+            logger.warning("%s: cannot store intermediate results (%s); they are computed again next time", path, error)
+
+    def _shrink(self) -> None:
+        entries = []
+        for path in self.directory.glob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                entries.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self._max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def digest(key: Mapping[str, object]) -> str:
+    """SHA-256 of JSON values, in hexadecimal."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of named arrays, in hexadecimal."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.data if array.ndim else array.tobytes())
+    return sha.hexdigest()

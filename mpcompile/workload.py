@@ -1,0 +1,94 @@
+"""What is timed: batches of real texts, and the front measured on them against the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.text import TextEncoder, TokenIds
+from mpcompile.timing import Timing, measure_interleaved
+
+BLOCK_S = 3.0
+"""Seconds that the original needs for the batches of a run: enough to average over texts."""
+MIN_BATCHES, MAX_BATCHES = 3, 256
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Batches to run one after another.
+
+    Attributes:
+        batches: input_ids, attention_mask, token_type_ids of each, (B, S).
+        positions: which of the given texts each holds.
+    """
+
+    batches: tuple[dict[str, np.ndarray], ...]
+    positions: tuple[np.ndarray, ...]
+
+
+def build_workload(
+    encoder: TextEncoder, encoded: Sequence[TokenIds], batch_size: int, num_batches: int, rank: np.ndarray, seed: int
+) -> Workload:
+    """Draws batches that stand for all texts.
+
+    Args:
+        encoded: the texts.
+        batch_size: examples in a batch.
+        num_batches: at most this many.
+        rank: texts are drawn evenly along it, (N,): how hard they are, so that the drawn ones
+            leave at the exits as all of them do.
+        seed: of the order.
+    """
+    count = min(num_batches * batch_size, max(len(encoded) // batch_size, 1) * batch_size)
+    drawn = np.argsort(rank, kind="stable")[np.linspace(0, len(encoded) - 1, count).astype(int)]
+    shuffled = np.random.default_rng(seed).permutation(drawn)
+    positions = tuple(shuffled[start : start + batch_size] for start in range(0, count, batch_size))
+    return Workload(tuple(encoder.pad([encoded[i] for i in batch]) for batch in positions), positions)
+
+
+def random_batch(vocab_size: int, batch_size: int, seq_len: int, seed: int) -> dict[str, np.ndarray]:
+    """Random ids without padding, for timing where there are no texts."""
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (batch_size, seq_len))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def count_batches(batch_s: float) -> int:
+    """Batches of a run, from the time that the original takes for one."""
+    return int(np.clip(BLOCK_S / max(batch_s, 1e-6), MIN_BATCHES, MAX_BATCHES))
+
+
+def measure_workload(
+    systems: Mapping[str, Sequence[Callable[[], object]]],
+    runs: int,
+    on_run: Callable[[float], None] = lambda _: None,
+    clock: Callable[[], float] | None = None,
+) -> dict[str, Timing]:
+    """Times systems on the same batches, interleaved; seconds are per batch, mean over the batches.
+
+    A run is all batches: the time of one request says little where most leave early.
+
+    Args:
+        systems: for each, a call per batch.
+        runs: timed runs of each system.
+        on_run: called after each round with the share done.
+        clock: seconds; None is the real one.
+    """
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        on_run(done / runs)
+
+    def run_all(batches: Sequence[Callable[[], object]]) -> Callable[[int], object]:
+        return lambda _: [batch() for batch in batches]
+
+    calls = {name: run_all(batches) for name, batches in systems.items()}
+    timings = measure_interleaved(calls, runs, 1, **({"clock": clock} if clock else {}), on_run=advance)
+    return {
+        name: Timing(t.median_s / size, t.p10_s / size, t.p90_s / size, t.runs)
+        for name, t in timings.items()
+        for size in [len(systems[name])]
+    }

@@ -1,0 +1,30 @@
+"""Graph rewrites for Transformer encoders: torch.fx graphs in, torch.fx graphs out.
+
+A new pass is a new file here; the order they run in is one list, in `mpcompile.partition.rewrite`.
+"""
+
+from passes.canonicalize import Canonicalize
+from passes.encoder import EncoderLayer, find_layers
+from passes.insert_exit import ExitHead, InsertExit, TruncateAfterExit, find_exits
+from passes.pass_base import Pass, PassError, run_passes
+from passes.prune_tokens import PruneTokens
+from passes.split_segments import split_segments
+from passes.tap_features import TapFeatures
+from passes.verify import verify
+
+__all__ = [
+    "Canonicalize",
+    "EncoderLayer",
+    "ExitHead",
+    "InsertExit",
+    "Pass",
+    "PassError",
+    "PruneTokens",
+    "TapFeatures",
+    "TruncateAfterExit",
+    "find_exits",
+    "find_layers",
+    "run_passes",
+    "split_segments",
+    "verify",
+]

@@ -1,0 +1,98 @@
+"""PruneTokens: drop tokens that stopped mattering, inside one layer."""
+
+from __future__ import annotations
+
+import operator
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from passes.encoder import SIZE, EncoderLayer, find_layers
+from passes.ops import prune_tokens
+from passes.pass_base import Pass, PassError
+from passes.verify import verify
+
+
+class PruneTokens(Pass):
+    """Inserts a prune between attention and feed-forward of one layer.
+
+    How much to keep stays an input of the graph, so that another keep ratio is no rebuild.
+
+    Before:
+        h: "f32[B, S, D]" = layer_norm(...)                      # after attention
+        ...                                                      # later nodes use h, mask and S
+    After (K = the largest num_kept in the batch):
+        num_kept_3: "i64[B]", slots_3: "i64[K]" = new inputs
+        h': "f32[B, K, D]", mask': "f32[B, 1, 1, K]", kept_index: "i64[B, K]"
+            = prune_tokens(h, mask, query, key, value, num_kept_3, slots_3)
+        ...                                                      # later nodes use h', mask' and K
+
+    With `num_kept` the length of every example and K = S the outputs are bitwise equal.
+
+    Args:
+        layer: index of the layer, from 0.
+
+    Raises:
+        PassError: when the graph has no such layer or it already prunes.
+    """
+
+    name: ClassVar[str] = "PruneTokens"
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def run(self, gm: GraphModule) -> bool:
+        layers = find_layers(gm)
+        if not 0 <= self.layer < len(layers):
+            raise PassError(f"layer {self.layer}: the model has {len(layers)} encoder layers (0-{len(layers) - 1})")
+        layer = layers[self.layer]
+        if any(node.target is prune_tokens for node in layer.nodes):
+            raise PassError(f"layer {self.layer} already prunes")
+        hidden, mask = self._insert(gm, layer)
+        later = set(_nodes_after(gm, hidden))
+        layer.attention_output.replace_all_uses_with(hidden, delete_user_cb=later.__contains__)
+        assert layer.mask is not None
+        layer.mask.replace_all_uses_with(mask, delete_user_cb=later.__contains__)
+        _resize(gm, layer, hidden, later)
+        return True
+
+    def ensures(self, gm: GraphModule) -> None:
+        verify(gm)
+
+    def _insert(self, gm: GraphModule, layer: EncoderLayer) -> tuple[Node, Node]:
+        graph = gm.graph
+        last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
+        with graph.inserting_after(last_input):
+            slots = graph.placeholder(f"slots_{self.layer}")
+            num_kept = graph.placeholder(f"num_kept_{self.layer}")
+        site = layer.attention_output
+        query, key, value = layer.attention.args[:3]
+        with graph.inserting_after(site):
+            prune = graph.call_function(
+                prune_tokens, (site, layer.mask, query, key, value, num_kept, slots, layer.scale)
+            )
+        with graph.inserting_after(prune):
+            mask = graph.call_function(operator.getitem, (prune, 1))
+            hidden = graph.call_function(operator.getitem, (prune, 0))
+        for node in (prune, hidden, mask):
+            node.meta["nn_module_stack"] = site.meta["nn_module_stack"]
+        assert layer.mask is not None
+        hidden.meta["val"], mask.meta["val"] = site.meta["val"], layer.mask.meta["val"]
+        return hidden, mask
+
+
+def _nodes_after(gm: GraphModule, node: Node) -> list[Node]:
+    nodes = list(gm.graph.nodes)
+    return nodes[nodes.index(node) + 1 :]
+
+
+def _resize(gm: GraphModule, layer: EncoderLayer, hidden: Node, later: set[Node]) -> None:
+    """Nodes of the layer behind the prune that read the layer's length read the pruned one."""
+    for size in [user for user in layer.input.users if user.target is SIZE]:
+        users = [user for user in size.users if user in later]
+        if users:
+            with gm.graph.inserting_after(hidden):
+                local = gm.graph.call_function(SIZE, (hidden, size.args[1]))
+            local.meta["val"] = size.meta["val"]
+            for user in users:
+                user.replace_input_with(size, local)

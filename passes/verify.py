@@ -1,0 +1,45 @@
+"""The spec that a graph meets between passes."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch.fx import GraphModule, Node
+
+from passes.encoder import SIZE, EncoderLayer, find_layers
+from passes.pass_base import PassError
+
+
+def verify(gm: GraphModule) -> None:
+    """Checks that a canonical graph is one chain of layers joined by hidden state and mask alone.
+
+    That is what allows a cut between any two layers, another length after any of them, and
+    a batch compacted to the survivors: nothing else may cross.
+
+    Raises:
+        PassError: naming the first layer that reads something else.
+    """
+    layers = find_layers(gm)
+    for before, after in itertools.pairwise(layers):
+        if after.input is not before.output:
+            raise PassError(f"layer {after.index} does not read the hidden state that layer {before.index} gives")
+    for layer in layers:
+        _verify_layer(layer)
+    outputs = gm.graph.output_node().args[0]
+    if not isinstance(outputs, dict):
+        raise PassError("the graph does not return a dict of named outputs")
+
+
+def _verify_layer(layer: EncoderLayer) -> None:
+    inside = set(layer.nodes)
+    for node in layer.nodes:
+        for arg in node.all_input_nodes:
+            if arg not in inside and not _may_enter(arg, layer):
+                raise PassError(f"layer {layer.index}: {node.target} reads {arg.name} from outside the layer")
+
+
+def _may_enter(arg: Node, layer: EncoderLayer) -> bool:
+    is_own_size = arg.target is SIZE and (arg.args[0] is layer.input or arg.args[0] in layer.nodes)
+    is_parameter = arg.op == "get_attr"
+    is_setting = arg.op == "placeholder" and str(arg.target).startswith(("num_kept_", "slots_"))
+    return arg is layer.input or arg is layer.mask or is_own_size or is_parameter or is_setting
