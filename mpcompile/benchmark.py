@@ -24,8 +24,8 @@ from mpcompile.progress import StageProgress
 from mpcompile.reference import answer_as_original, build_unpruned, unpruned_point
 from mpcompile.settings import Settings
 from mpcompile.source import open_original
-from mpcompile.timing import Timing
-from mpcompile.workload import build_workload, measure_workload
+from mpcompile.timing import Timing, measure_interleaved
+from mpcompile.workload import build_workload
 
 
 def benchmark_artifact(
@@ -109,7 +109,7 @@ def _measure(
     calls = {"original": systems.original_calls(), "unpruned": systems.unpruned_calls()}
     for i, row in enumerate(optimized.operating_points):
         calls[f"point {i}"] = systems.point_calls(row.point)
-    return measure_workload(calls, runs, stage)
+    return measure_interleaved(calls, runs, on_run=stage)
 
 
 def _row(

@@ -131,11 +131,13 @@ def _input_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 def _max_length(model: PreTrainedModel) -> int:
     """Tokens that fit the position table; RoBERTa's starts behind its padding id."""
-    size = int(model.config.max_position_embeddings)
+    size = getattr(model.config, "max_position_embeddings", None)
+    if size is None or size < 2:
+        raise CaptureError(f"{type(model).__name__}: no table of position embeddings; {LOOKED_FOR}")
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return size - module.padding_idx - 1
-    return size
+            return int(size) - module.padding_idx - 1
+    return int(size)
 
 
 @contextlib.contextmanager
@@ -143,7 +145,8 @@ def _ready_to_export(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The model in fp32, in evaluation mode and with one attention node per layer; undone at the end."""
     if any(parameter.dtype != torch.float32 or parameter.is_cuda for parameter in model.parameters()):
         model = copy.deepcopy(model).float().cpu()
-    attention, training = model.config._attn_implementation, model.training
+    attention = model.config._attn_implementation
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.set_attn_implementation("sdpa")
         yield model.eval()
@@ -151,7 +154,8 @@ def _ready_to_export(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         raise CaptureError(f"{type(model).__name__}: no fused attention: {LOOKED_FOR} ({error})") from error
     finally:
         model.set_attn_implementation(attention)
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _export(model: PreTrainedModel, names: tuple[str, ...]) -> GraphModule:

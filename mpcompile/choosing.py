@@ -77,7 +77,7 @@ def _measured_over_predicted(
 ) -> float:
     inputs = random_batch(context.captured.vocab_size, batch_size, length, seed=batch_size)
     point = unpruned_point(context)
-    timing = measure_interleaved({"unpruned": lambda _: unpruned.run(inputs, point)}, runs=5)["unpruned"]
+    timing = measure_interleaved({"unpruned": [lambda: unpruned.run(inputs, point)]}, runs=5)["unpruned"]
     return timing.median_s / float(cost.predict_unpruned(np.float64(batch_size), np.float64(length)))
 
 

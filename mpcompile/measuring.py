@@ -17,7 +17,7 @@ from mpcompile.reference import unpruned_point
 from mpcompile.runtime import Runtime
 from mpcompile.search.front import Candidate
 from mpcompile.timing import Timing, measure_interleaved
-from mpcompile.workload import Workload, build_workload, count_batches, measure_workload, random_batch
+from mpcompile.workload import Workload, build_workload, count_batches, random_batch
 
 FRONT_RUNS, FINAL_RUNS = 3, 5
 Calls = Sequence[Callable[[], object]]
@@ -70,7 +70,7 @@ def make_workload(context: Context, part: TextPart | None, rank: np.ndarray | No
     assert context.encoder is not None
     probe = build_workload(context.encoder, part.encoded, size, 3, rank, context.settings.seed)
     calls = Systems.original_calls(Systems(context, probe, None, None))  # type: ignore[arg-type]
-    batch_s = measure_interleaved({"original": lambda run: calls[run % len(calls)]()}, runs=3)["original"].median_s
+    batch_s = measure_interleaved({"original": calls}, runs=1)["original"].median_s
     return build_workload(context.encoder, part.encoded, size, count_batches(batch_s), rank, context.settings.seed)
 
 
@@ -88,7 +88,7 @@ def measure_front(
     calls: dict[str, Calls] = {"original": systems.original_calls()}
     calls.update({str(i): systems.point_calls(c.point) for i, c in enumerate(chosen.candidates)})
     with systems.context.progress.stage("measure operating points") as stage:
-        timings = measure_workload(calls, FRONT_RUNS, stage)
+        timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
     original_s = timings.pop("original").median_s
     return tuple(
         _describe(systems, chosen, candidate, timings[str(i)], original_s, part, original_answer)
@@ -106,7 +106,7 @@ def measure_chosen(systems: Systems, point: OperatingPoint) -> dict[str, Timing]
         "chosen": systems.point_calls(point),
     }
     with systems.context.progress.stage("measure the chosen point") as stage:
-        return measure_workload(calls, FINAL_RUNS, stage)
+        return measure_interleaved(calls, FINAL_RUNS, on_run=stage)
 
 
 def _describe(

@@ -21,7 +21,7 @@ class OperatingPoint:
         exit_thresholds: one per exit but the last: leave when the normalised entropy is below, [0, 1].
         prune_layers: layers that prune, ascending.
         keep_ratios: share of an example's tokens kept at each of them, (0, 1].
-        precision: "f32", "bf16" or "int8".
+        precision: "f32" or "bf16".
 
     Raises:
         SettingError: when a value is out of range or the numbers of values do not match.
@@ -69,14 +69,15 @@ class OperatingPoint:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> OperatingPoint:
         """The point that `to_json` described."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
-def count_kept(keep_ratio: float, length: np.ndarray) -> np.ndarray:
+def count_kept(keep_ratio: float, length: np.ndarray | np.float64) -> np.ndarray:
     """Tokens kept of `length` tokens, ceil(keep_ratio * length), at least 1 ([CLS])."""
     # 0.07 * 100 is 7.000000000000001 in floating point; the slack keeps it 7.
-    kept: np.ndarray = np.ceil(keep_ratio * length - 1e-9).astype(np.int64)
-    return np.maximum(kept, 1)
+    kept: np.ndarray = np.maximum(np.ceil(keep_ratio * np.asarray(length) - 1e-9).astype(np.int64), 1)
+    return kept
 
 
 def _check_ascending(name: str, layers: Sequence[int]) -> None:

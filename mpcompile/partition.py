@@ -31,6 +31,7 @@ def partition(
         precision: of every segment.
     """
     graph_module = rewrite(captured.graph_module, heads, prune_layers, last_exit)
+    heads = {layer: head for layer, head in heads.items() if last_exit is None or layer <= last_exit}
     exit_layers = [*sorted(heads), *([] if last_exit is not None else [captured.num_layers])]
     return tuple(
         _describe(index, graph, exit_layer, captured.hidden_size, precision)

@@ -74,7 +74,7 @@ class Report:
         return cls(**{**values, "operating_points": points, "notes": tuple(values["notes"])})
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, record=True)
+        console = Console(file=io.StringIO(), width=110, record=True)
         console.print(self._summary())
         console.print(_front_table(self.operating_points, self.chosen))
         for note in self.notes:

@@ -70,7 +70,7 @@ class Runtime:
         self, segments: Sequence[Segment], engines: Sequence[Engine], num_labels: int, split_tokens: Sequence[float]
     ) -> None:
         self.segments = tuple(segments)
-        self._engines = tuple(engines)
+        self.engines = tuple(engines)
         self._num_labels = num_labels
         self.split_tokens = tuple(split_tokens)
         self._lock = threading.Lock()  # engines own their buffers
@@ -133,7 +133,7 @@ class Runtime:
         for layer in segment.prune_layers:
             length = extent = count_kept(point.keep_ratio_at(layer), length)
             inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = length, np.arange(int(length.max()))
-        outputs = self._engines[segment.index](inputs)
+        outputs = self.engines[segment.index](inputs)
         return outputs, _Group(np.arange(len(group.order)), group.order, length, extent)
 
     def _check_point(self, point: OperatingPoint) -> None:

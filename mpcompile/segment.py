@@ -32,7 +32,7 @@ class Segment:
         hidden_size: D.
         input_names: its inputs in order, see the module's legend.
         output_names: its outputs in order.
-        precision: "f32", "bf16" or "int8"; what matrix products run in.
+        precision: "f32" or "bf16"; what matrix products run in.
         graph_module: the graph, None when the segment was read from an artifact.
     """
 

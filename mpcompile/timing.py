@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that one call took, over repeated calls."""
+    """Seconds that a system takes per call.
+
+    Attributes:
+        median_s: median over the runs of the mean over their calls: what throughput follows from.
+        p10_s, p90_s: percentiles over single calls, which differ in length and in where they exit.
+        runs: how many runs there were.
+    """
 
     median_s: float
     p10_s: float
@@ -20,37 +26,44 @@ class Timing:
 
 
 def measure_interleaved(
-    calls: Mapping[str, Callable[[int], object]],
+    systems: Mapping[str, Sequence[Callable[[], object]]],
     runs: int,
-    warm_up: int = 2,
+    warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-    on_run: Callable[[], None] = lambda: None,
+    on_run: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Timing]:
-    """Times calls against each other on a machine that others use too.
+    """Times systems against each other on a machine that others use too.
 
-    Run `i` of every call comes before run `i + 1` of any, so that what slows the machine down
-    for a while slows all of them; ratios of medians are what to read.
+    A run of a system is all its calls in a row, so that its caches are as warm as in service. Run `i` of
+    every system comes before run `i + 1` of any, so that what slows the machine down for a while slows
+    all of them; ratios of medians are what to read.
 
     Args:
-        calls: each takes the number of its run, from 0, to pick its input by.
-        runs: timed runs of each call.
-        warm_up: untimed runs of each call before.
+        systems: calls of each, one per batch of the workload.
+        runs: timed runs of each system.
+        warm_up: untimed runs of each system before.
         clock: seconds.
-        on_run: called after each round, for progress.
+        on_run: called after each round with the share of rounds done.
     """
-    for call in calls.values():
-        for run in range(warm_up):
-            call(run)
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for calls in systems.values():
+        for _ in range(warm_up):
+            for call in calls:
+                call()
+    taken: dict[str, list[list[float]]] = {name: [] for name in systems}
     for run in range(runs):
-        for name, call in calls.items():
-            start = clock()
-            call(run)
-            taken[name].append(clock() - start)
-        on_run()
-    return {name: _summarise(seconds) for name, seconds in taken.items()}
+        for name, calls in systems.items():
+            taken[name].append([_time(call, clock) for call in calls])
+        on_run((run + 1) / runs)
+    return {name: _summarise(np.array(seconds)) for name, seconds in taken.items()}
 
 
-def _summarise(seconds: list[float]) -> Timing:
-    p10, median, p90 = np.percentile(seconds, (10, 50, 90))
-    return Timing(float(median), float(p10), float(p90), len(seconds))
+def _time(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def _summarise(seconds: np.ndarray) -> Timing:
+    """Summarises seconds (runs, calls)."""
+    p10, p90 = np.percentile(seconds, (10, 90))
+    return Timing(float(np.median(seconds.mean(1))), float(p10), float(p90), len(seconds))

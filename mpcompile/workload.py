@@ -1,14 +1,13 @@
-"""What is timed: batches of real texts, and the front measured on them against the original."""
+"""What is timed: batches of real texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mpcompile.text import TextEncoder, TokenIds
-from mpcompile.timing import Timing, measure_interleaved
 
 BLOCK_S = 3.0
 """Seconds that the original needs for the batches of a run: enough to average over texts."""
@@ -57,38 +56,3 @@ def random_batch(vocab_size: int, batch_size: int, seq_len: int, seed: int) -> d
 def count_batches(batch_s: float) -> int:
     """Batches of a run, from the time that the original takes for one."""
     return int(np.clip(BLOCK_S / max(batch_s, 1e-6), MIN_BATCHES, MAX_BATCHES))
-
-
-def measure_workload(
-    systems: Mapping[str, Sequence[Callable[[], object]]],
-    runs: int,
-    on_run: Callable[[float], None] = lambda _: None,
-    clock: Callable[[], float] | None = None,
-) -> dict[str, Timing]:
-    """Times systems on the same batches, interleaved; seconds are per batch, mean over the batches.
-
-    A run is all batches: the time of one request says little where most leave early.
-
-    Args:
-        systems: for each, a call per batch.
-        runs: timed runs of each system.
-        on_run: called after each round with the share done.
-        clock: seconds; None is the real one.
-    """
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        on_run(done / runs)
-
-    def run_all(batches: Sequence[Callable[[], object]]) -> Callable[[int], object]:
-        return lambda _: [batch() for batch in batches]
-
-    calls = {name: run_all(batches) for name, batches in systems.items()}
-    timings = measure_interleaved(calls, runs, 1, **({"clock": clock} if clock else {}), on_run=advance)
-    return {
-        name: Timing(t.median_s / size, t.p10_s / size, t.p90_s / size, t.runs)
-        for name, t in timings.items()
-        for size in [len(systems[name])]
-    }

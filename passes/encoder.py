@@ -102,8 +102,7 @@ def find_hidden_after(gm: GraphModule, exit_layer: int) -> tuple[Node, Node]:
     if not 0 <= exit_layer <= len(layers):
         raise PassError(f"exit_layer {exit_layer}: the model has {len(layers)} encoder layers (exits 0-{len(layers)})")
     if exit_layer == 0:
-        assert layers[0].mask is not None
-        return layers[0].input, layers[0].mask
+        return layers[0].input, _mask_of(layers[0])
     return layers[exit_layer - 1].output, find_mask_after(gm, layers[exit_layer - 1])
 
 
@@ -111,13 +110,18 @@ def find_mask_after(gm: GraphModule, layer: EncoderLayer) -> Node:
     """The mask in force behind a layer: the one its prune hands on, else the one its attention reads."""
     prune = next((node for node in layer.nodes if node.target is prune_tokens), None)
     if prune is None:
-        assert layer.mask is not None
-        return layer.mask
+        return _mask_of(layer)
     for user in prune.users:
         if user.args[1] == 1:
             return user
     with gm.graph.inserting_after(prune):  # nothing read it yet, so it had been removed as dead
         return gm.graph.call_function(operator.getitem, (prune, 1))
+
+
+def _mask_of(layer: EncoderLayer) -> Node:
+    if layer.mask is None:
+        raise PassError(f"layer {layer.index} has no mask: run Canonicalize first")
+    return layer.mask
 
 
 def module_path(node: Node) -> str:

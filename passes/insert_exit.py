@@ -118,7 +118,8 @@ def find_exits(gm: GraphModule) -> dict[int, Node]:
 
 def _outputs(output: Node) -> dict[str, Node]:
     outputs = output.args[0]
-    assert isinstance(outputs, dict)
+    if not isinstance(outputs, dict):
+        raise PassError("the graph does not return a dict of named outputs; run Canonicalize first")
     return outputs
 
 

@@ -32,7 +32,8 @@ class Pass:
     def __call__(self, gm: GraphModule) -> bool:
         changed = self.run(gm)
         if changed:
-            gm.graph.eliminate_dead_code()
+            # Attention counts as random (its dropout), and would stay for that reason.
+            gm.graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))
             gm.delete_all_unused_submodules()
         gm.graph.lint()
         gm.recompile()

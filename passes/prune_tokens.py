@@ -48,10 +48,11 @@ class PruneTokens(Pass):
         layer = layers[self.layer]
         if any(node.target is prune_tokens for node in layer.nodes):
             raise PassError(f"layer {self.layer} already prunes")
+        if layer.mask is None:
+            raise PassError(f"layer {self.layer} has no mask: run Canonicalize first")
         hidden, mask = self._insert(gm, layer)
         later = set(_nodes_after(gm, hidden))
         layer.attention_output.replace_all_uses_with(hidden, delete_user_cb=later.__contains__)
-        assert layer.mask is not None
         layer.mask.replace_all_uses_with(mask, delete_user_cb=later.__contains__)
         _resize(gm, layer, hidden, later)
         return True

@@ -62,7 +62,7 @@ def _extract(gm: GraphModule, start: Node | None, end: dict[str, Node]) -> Graph
         _enter(graph, copies, hidden, mask)
     for node in gm.graph.nodes:
         if node in needed and node not in copies:
-            if start is not None and node.op == "placeholder" and node.target in ("input_ids", "attention_mask"):
+            if start is not None and not _may_cross(node):
                 raise PassError(
                     f"{node.target} is read behind the exit at {start.target}: the graph cannot be cut there"
                 )
@@ -70,6 +70,10 @@ def _extract(gm: GraphModule, start: Node | None, end: dict[str, Node]) -> Graph
     graph.output({name: copies[node] for name, node in end.items()})
     graph.lint()
     return GraphModule(gm, graph)
+
+
+def _may_cross(node: Node) -> bool:
+    return node.op != "placeholder" or str(node.target).startswith(("num_kept_", "slots_"))
 
 
 def _needed(start: Node | None, end: dict[str, Node]) -> set[Node]:

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from passes.encoder import find_hidden_after
 from passes.ops import pool_features
-from passes.pass_base import Pass
+from passes.pass_base import Pass, PassError
 from passes.verify import verify
 
 
@@ -39,7 +39,8 @@ class TapFeatures(Pass):
                 taps[f"features_{exit_layer}"] = gm.graph.call_function(pool_features, (hidden, mask))
         output = gm.graph.output_node()
         outputs = output.args[0]
-        assert isinstance(outputs, dict)
+        if not isinstance(outputs, dict):
+            raise PassError("the graph does not return a dict of named outputs; run Canonicalize first")
         output.args = ({**taps, **outputs},)
         return True
 

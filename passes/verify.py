@@ -27,7 +27,8 @@ def verify(gm: GraphModule) -> None:
         _verify_layer(layer)
     outputs = gm.graph.output_node().args[0]
     if not isinstance(outputs, dict):
-        raise PassError("the graph does not return a dict of named outputs")
+        raise PassError("the graph does not return a dict of named outputs; run Canonicalize first")
+    _verify_tail(list(outputs.values()), layers)
 
 
 def _verify_layer(layer: EncoderLayer) -> None:
@@ -43,3 +44,17 @@ def _may_enter(arg: Node, layer: EncoderLayer) -> bool:
     is_parameter = arg.op == "get_attr"
     is_setting = arg.op == "placeholder" and str(arg.target).startswith(("num_kept_", "slots_"))
     return arg is layer.input or arg is layer.mask or is_own_size or is_parameter or is_setting
+
+
+def _verify_tail(outputs: list[Node], layers: tuple[EncoderLayer, ...]) -> None:
+    """Behind a layer, nothing is read but its hidden state, the mask in force and parameters."""
+    inside = {node for layer in layers for node in layer.nodes} | {layers[0].input, layers[0].mask}
+    waiting, seen = outputs, set()
+    while waiting:
+        node = waiting.pop()
+        if node in inside or node in seen:
+            continue
+        seen.add(node)
+        if node.op == "placeholder":
+            raise PassError(f"the classifier reads {node.target} beside the hidden state")
+        waiting.extend(node.all_input_nodes)

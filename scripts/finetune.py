@@ -132,7 +132,7 @@ class Trainer:
             rate = rate_at(self.epoch * len(batches) + self.step, total_steps)
             self.optimizer.param_groups[0]["lr"] = rate * self.settings.learning_rate
             loss = functional.cross_entropy(*self.answer(train, batch))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -372,8 +372,8 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from passes import ExitHead
 
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 1e-2
 DROPOUT = 0.1
-BATCH_SIZE = 128
-MIN_STEPS, MAX_STEPS = 300, 2000
-EPOCHS = 30
+BATCH_SIZE = 256
+MIN_STEPS, MAX_STEPS = 150, 1500
+EPOCHS = 20
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _fit(
     count = len(targets)
     batch_size = min(BATCH_SIZE, count)
     steps = min(MAX_STEPS, max(MIN_STEPS, EPOCHS * count // batch_size))
-    optimizer = torch.optim.AdamW(stack.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(stack.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     variants = torch.arange(stack.hidden_weight.shape[1])
     order = torch.empty(0, dtype=torch.int64)

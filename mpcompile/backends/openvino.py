@@ -21,7 +21,6 @@ except ImportError as error:
     raise BackendError("backend 'openvino': the package is not installed; pip install openvino") from error
 
 _HEADER = struct.Struct("<Q")
-_PRECISION_HINT = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoEngine:
@@ -62,8 +61,8 @@ class OpenVinoBackend:
         return ("f32", "bf16") if "BF16" in native else ("f32",)
 
     def unsupported_reason(self, segment: Segment) -> str | None:
-        if segment.precision not in _PRECISION_HINT:
-            return f"precision {segment.precision!r}: OpenVINO runs {', '.join(_PRECISION_HINT)}"
+        if segment.precision not in self.precisions():
+            return f"precision {segment.precision!r}: OpenVINO runs {', '.join(self.precisions())} on this CPU"
         return None
 
     def build(self, segment: Segment, profile: OptimizationProfile, config: BuildConfig) -> bytes:
@@ -75,11 +74,11 @@ class OpenVinoBackend:
             return _HEADER.pack(len(xml)) + xml + path.with_suffix(".bin").read_bytes()
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
-        (length,) = _HEADER.unpack_from(plan)
+        (length,) = _HEADER.unpack_from(plan.ljust(_HEADER.size, b"\0"))
         start = _HEADER.size + length
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _PRECISION_HINT[segment.precision],
+            "INFERENCE_PRECISION_HINT": segment.precision,
         }
         if config.num_threads is not None:
             settings["INFERENCE_NUM_THREADS"] = config.num_threads

@@ -49,9 +49,9 @@ def measure_device(backend: Backend, precision: str, config: BuildConfig) -> Dev
     many = np.random.default_rng(0).standard_normal((1, 2048, _WIDTH), np.float32)
     timings = measure_interleaved(
         {
-            "call": lambda _: one({"hidden": token}),
-            "chain": lambda _: chain({"hidden": token}),
-            "product": lambda _: chain({"hidden": many}),
+            "call": [lambda: one({"hidden": token})],
+            "chain": [lambda: chain({"hidden": token})],
+            "product": [lambda: chain({"hidden": many})],
         },
         runs=15,
     )

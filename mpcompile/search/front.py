@@ -22,6 +22,8 @@ MAX_EXITS = 3
 PRICES = tuple(float(price) for price in np.geomspace(0.3, 300.0, 22))
 """Errors are priced at these many times the seconds of the unpruned model."""
 MAX_POINTS = 12
+USEFUL_LOSS = 0.03
+"""Points that lose more than this beyond the best one are kept to show the end of the front, not to be used."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,17 @@ def pareto_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def thin(front: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """At most `MAX_POINTS` of a front, evenly spread in log time; both ends stay."""
-    if len(front) <= MAX_POINTS:
-        return tuple(front)
-    log_s = np.log([candidate.seconds for candidate in front])
-    wanted = np.linspace(log_s[0], log_s[-1], MAX_POINTS)
-    kept = sorted({int(np.abs(log_s - want).argmin()) for want in wanted})
-    return tuple(front[i] for i in kept)
+    """At most `MAX_POINTS` of a front, spread in log time: most of them where little is lost, both ends stay."""
+    least = min(candidate.loss for candidate in front)
+    useful = [i for i, candidate in enumerate(front) if not candidate.loss > least + USEFUL_LOSS]
+    beyond = [i for i in range(len(front)) if i not in set(useful)]
+    kept = {*_spread(front, useful, MAX_POINTS - 3), *_spread(front, beyond, 3)}
+    return tuple(front[i] for i in sorted(kept))
+
+
+def _spread(front: Sequence[Candidate], indices: Sequence[int], count: int) -> set[int]:
+    """At most `count` of some candidates, evenly spread in log time, first and last among them."""
+    if len(indices) <= count:
+        return set(indices)
+    log_s = np.log([front[i].seconds for i in indices])
+    return {indices[int(np.abs(log_s - wanted).argmin())] for wanted in np.linspace(log_s[0], log_s[-1], count)}

@@ -89,7 +89,9 @@ def test_dataset_without_text_lists_its_columns() -> None:
 
 def test_dataset_of_splits_is_refused() -> None:
     class FakeDatasetDict(FakeDataset):
-        column_names = {"train": ["text"], "test": ["text"]}  # type: ignore[assignment]
+        @property
+        def column_names(self) -> Any:
+            return {"train": ["text"], "test": ["text"]}
 
     assert "splits train, test. Give one of them, as in dataset['train']" in fail(FakeDatasetDict())
 

@@ -98,6 +98,15 @@ def test_canonical_graph_can_be_rewritten_in_place() -> None:
     gm(**random_batch(model, [9, 5]), **prune_inputs([9, 5], {1: 0.5}))
 
 
+def test_canonicalizing_twice_changes_nothing(model: PreTrainedModel, canonical: GraphModule) -> None:
+    nodes = len(canonical.graph.nodes)
+    batch = random_batch(model, [9, 5])
+    run_passes(canonical, [Canonicalize()])
+    assert len(canonical.graph.nodes) == nodes
+    with torch.no_grad():
+        assert torch.equal(canonical(**batch)["logits"], model(**batch).logits)
+
+
 def test_weights_are_shared_not_copied(exported: GraphModule) -> None:
     before = {name: parameter.data_ptr() for name, parameter in exported.named_parameters()}
     run_passes(exported, [Canonicalize()])

@@ -11,7 +11,15 @@ from transformers import PreTrainedModel
 from passes import PassError, PruneTokens, run_passes
 from passes.encoder import ATTENTION, aten, find_layers, find_mask_after, is_hidden, module_path
 from passes.ops import prune_tokens
-from tests.models import HIDDEN_SIZE, HandmadeEncoder, copy_graph, export_graph, random_batch, run_recorded
+from tests.models import (
+    HIDDEN_SIZE,
+    HandmadeEncoder,
+    HandmadeLayer,
+    copy_graph,
+    export_graph,
+    random_batch,
+    run_recorded,
+)
 
 LAYER_LISTS = {
     "bert": "bert.encoder.layer",
@@ -36,6 +44,27 @@ class CountsFromTwo(HandmadeEncoder):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = (attention_mask != 0)[:, None, None, :]
         return self.classifier(self.layers[2](self.embedding(input_ids), mask)[:, 0])
+
+
+class AddsEmbeddings(HandmadeLayer):
+    """A layer that adds the embeddings to what it gives."""
+
+    def forward(self, hidden: Tensor, mask: Tensor, embedded: Tensor) -> Tensor:
+        return super().forward(hidden, mask) + embedded
+
+
+class ReadsEmbeddings(HandmadeEncoder):
+    """Hands the embeddings to every layer beside the hidden state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(AddsEmbeddings("post", causal=False, dropout=0.0) for _ in range(3))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = embedded = self.embedding(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, (attention_mask != 0)[:, None, None, :], embedded)
+        return self.classifier(hidden[:, 0])
 
 
 class Feedforward(nn.Module):
@@ -172,27 +201,10 @@ def test_layers_that_do_not_count_from_0_are_refused() -> None:
 
 
 def test_layer_that_reads_two_hidden_states_is_refused() -> None:
-    class Skips(HandmadeEncoder):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            mask, embedded = self._mask(attention_mask), self.embedding(input_ids)
-            hidden = embedded
-            for layer in self.layers:
-                layer.embedded = embedded
-                hidden = layer(hidden, mask)
-            return self.classifier(hidden[:, 0])
-
-    model = Skips()
-    for layer in model.layers:
-        layer.register_forward_hook(lambda module, args, output: output + module.embedded)
     with pytest.raises(PassError, match=r"layer 1 \(layers\.1\).*found 2 hidden states entering"):
-        find_layers(export_graph(model))
+        find_layers(export_graph(ReadsEmbeddings()))
 
 
-def test_attention_beside_feed_forward_is_refused() -> None:
-    class Reused(HandmadeEncoder):
-        """Its feed-forward part reads the layer's input, and attention comes in behind it."""
-
-    graph = export_graph(Reused(order="parallel"))
-    layers = find_layers(graph)
-    # Nothing but the layer's output depends on attention alone, so there is nowhere to prune.
+def test_layer_with_attention_beside_feed_forward_has_nowhere_to_prune_but_its_end() -> None:
+    layers = find_layers(export_graph(HandmadeEncoder(order="parallel")))
     assert all(layer.attention_output is layer.output for layer in layers)

@@ -184,7 +184,7 @@ def test_truncation_removes_the_layers_behind_the_exit(bert_graph: GraphModule, 
     assert count_ops(bert_graph, aten.layer_norm.default) == 1 + 2 * exit_layer
 
 
-def test_truncation_removes_the_weights_behind_the_exit(family: str, canonical: GraphModule) -> None:
+def test_truncation_removes_the_weights_behind_the_exit(canonical: GraphModule) -> None:
     run_passes(canonical, [*insert(2), TruncateAfterExit(2)])
     names = [name for name, _ in canonical.named_parameters()]
     assert any(".layer.1." in name for name in names)

@@ -31,21 +31,21 @@ class SkipSecond(Pass):
 class Nothing(Pass):
     name = "Nothing"
 
-    def run(self, gm: GraphModule) -> bool:
+    def run(self, gm: GraphModule) -> bool:  # noqa: ARG002
         return False
 
 
 class Fail(Pass):
     name = "Fail"
 
-    def run(self, gm: GraphModule) -> bool:
+    def run(self, gm: GraphModule) -> bool:  # noqa: ARG002
         raise PassError("layer 3 is missing")
 
 
 class BreakPromise(Nothing):
     name = "BreakPromise"
 
-    def ensures(self, gm: GraphModule) -> None:
+    def ensures(self, gm: GraphModule) -> None:  # noqa: ARG002
         raise PassError("the promise is broken")
 
 

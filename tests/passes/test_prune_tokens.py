@@ -15,6 +15,7 @@ from passes.encoder import ATTENTION, aten, find_layers
 from passes.ops import prune_tokens
 from tests.models import (
     HandmadeEncoder,
+    HandmadeLayer,
     build_head,
     canonical_graph,
     copy_graph,
@@ -37,6 +38,15 @@ POINTS: tuple[dict[int, float], ...] = (
     {0: 0.7, 2: 0.5},
     {0: 0.9, 1: 0.6, 2: 0.4},
 )
+
+
+class ReadsSizes(HandmadeLayer):
+    """A layer whose feed-forward part reads batch and length, as a reshape does."""
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        batch_size, seq_len, hidden_size = hidden.shape
+        heads = super().feed_forward(hidden).reshape(batch_size, seq_len, 4, -1)
+        return heads.reshape(batch_size, seq_len, hidden_size)
 
 
 def prune(gm: GraphModule, layers: Mapping[int, float]) -> GraphModule:
@@ -202,6 +212,16 @@ def test_norm_first_encoder_prunes_bitwise_equal_when_all_is_kept() -> None:
     batch = random_batch(family_model("distilbert"), LENGTHS)
     with torch.no_grad():
         assert torch.equal(run(gm, batch, LENGTHS, {0: 1.0, 1: 1.0}), encoder(**batch))
+
+
+def test_sizes_read_behind_the_prune_are_those_of_the_kept_tokens() -> None:
+    encoder = HandmadeEncoder()
+    plain = prune(copy_graph(run_passes(export_graph(encoder), [Canonicalize()])), {1: 0.5})
+    for layer in encoder.layers:
+        layer.__class__ = ReadsSizes
+    sized = prune(copy_graph(run_passes(export_graph(encoder), [Canonicalize()])), {1: 0.5})
+    batch = random_batch(family_model("distilbert"), LENGTHS)
+    assert torch.equal(run(sized, batch, LENGTHS, {1: 0.5}), run(plain, batch, LENGTHS, {1: 0.5}))
 
 
 @pytest.mark.parametrize("layer", [-1, 3, 14])

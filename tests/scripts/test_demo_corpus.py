@@ -18,7 +18,8 @@ PACKAGES = ("jinja2", "networkx")
 def load_script() -> ModuleType:
     path = Path(__file__).parents[2] / "scripts" / "demo_corpus.py"
     spec = importlib.util.spec_from_file_location("demo_corpus_script", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,8 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def load_script() -> ModuleType:
     path = Path(__file__).parents[2] / "scripts" / "finetune.py"
     spec = importlib.util.spec_from_file_location("finetune_script", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -90,6 +91,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def stop_at(step: int) -> Callable[[str, int, int], None]:
+    """Presses Ctrl-C after a step."""
+
+    def after_step(_line: str, done: int, _total: int) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return after_step
+
+
 def test_model_learns_and_is_loadable(settings: Any) -> None:
     result = finetune.fine_tune(replace(settings, epochs=3))
     assert (result.num_train, result.num_held_out) == (190, 10)
@@ -111,14 +122,9 @@ def test_stopped_run_goes_on_to_the_same_model(settings: Any, monkeypatch: pytes
     whole = replace(settings, out=settings.out.with_name("whole"))
     finetune.fine_tune(whole)
 
-    for stop_at in (13, 37):
-
-        def stop(line: str, done: int, total: int, stop_at: int = stop_at) -> None:
-            if done == stop_at:
-                raise KeyboardInterrupt
-
+    for step in (13, 37):
         with pytest.raises(KeyboardInterrupt):
-            finetune.fine_tune(settings, stop)
+            finetune.fine_tune(settings, stop_at(step))
         assert not settings.out.exists()
     steps: list[int] = []
     finetune.fine_tune(settings, lambda line, done, total: steps.append(done))
@@ -130,12 +136,8 @@ def test_stopped_run_goes_on_to_the_same_model(settings: Any, monkeypatch: pytes
 
 
 def test_checkpoint_of_other_settings_is_refused(settings: Any) -> None:
-    def stop(line: str, done: int, total: int) -> None:
-        if done == 30:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        finetune.fine_tune(settings, stop)
+        finetune.fine_tune(settings, stop_at(30))
     with pytest.raises(SettingError, match=r"other settings \(seed: 0 there, 1 now\)"):
         finetune.fine_tune(replace(settings, seed=1))
 

@@ -1,0 +1,236 @@
+"""Measures mpcompile against what people run today, in one process, interleaved.
+
+    python bench/bench_cpu.py --model DIR --train train.csv --test test.csv --out bench/results
+
+Rows: the original (Hugging Face eager), torch.compile, ONNX Runtime, OpenVINO unpruned in fp32, in bf16
+where the machine has it, and in int8 (NNCF), and mpcompile at several operating points. Every row has
+accuracy on all test texts and time on the same batches, drawn at random, in the order they came.
+Operating points are chosen on train texts alone; the test texts are read once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import systems as peers
+from systems import System
+
+import mpcompile
+from mpcompile.data import labels_to_ids, load_examples
+from mpcompile.text import TextEncoder, TokenIds, batches_by_length
+from mpcompile.timing import Timing, measure_interleaved
+
+TARGETS = (4.0, 8.0, 12.0, 16.0, 24.0)
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Batches that are timed, and all test texts for the accuracy."""
+
+    encoder: TextEncoder
+    encoded: Sequence[TokenIds]
+    labels: np.ndarray
+
+    def batches(self, batch_size: int, count: int, seed: int = 0) -> list[Batch]:
+        """`count` batches of texts drawn at random without replacement."""
+        order = np.random.default_rng(seed).permutation(len(self.encoded))
+        count = min(count, len(order) // batch_size)
+        return [
+            self.encoder.pad([self.encoded[j] for j in order[i * batch_size : (i + 1) * batch_size]])
+            for i in range(count)
+        ]
+
+
+def main() -> None:
+    options = _parse()
+    logging.basicConfig(level=logging.WARNING)
+    warnings.simplefilter("ignore")
+    started = time.time()
+    optimized = mpcompile.optimize(
+        options.model, options.target_speedup, texts=options.train, max_texts=options.max_texts,
+        batch_size=options.optimize_batch_size, precision=options.precision, seed=options.seed,
+        cache_dir=options.cache_dir,
+    )  # fmt: skip
+    optimize_s = time.time() - started
+    print(optimized.report, file=sys.stderr)
+    workload = _read_test(options, optimized)
+    made = _make_systems(options, optimized)
+    accuracy = {system.name: _accuracy(system, workload, options.accuracy_texts) for system in made}
+    rows = []
+    for batch_size in options.batch_size:
+        batches = workload.batches(batch_size, max(options.batches, options.requests // batch_size))
+        timings = _time(made, batches, options.runs)
+        rows += [_row(system, batch_size, timings, accuracy, made[0].name) for system in made]
+    overhead = {str(size): peers.host_overhead(optimized, workload.batches(size, 64)) for size in options.batch_size}
+    result = {
+        **_machine(), "command": " ".join(["python", *sys.argv]), "optimize_s": optimize_s,
+        "optimize_report": optimized.report.to_json(), "time_outside_engines": overhead, "rows": rows,
+    }  # fmt: skip
+    _write(options.out / f"{options.name}_{_slug()}.json", result)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--name", default="bench", help="start of the result file's name")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--target-speedup", type=float, default=8.0)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--optimize-batch-size", type=int, default=1)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--max-texts", type=int, default=4000)
+    parser.add_argument("--accuracy-texts", type=int, default=10**9, help="test texts for the accuracy (default: all)")
+    parser.add_argument("--requests", type=int, default=96, help="texts in a timed run, at least")
+    parser.add_argument("--batches", type=int, default=4, help="batches in a timed run, at least")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--skip", nargs="*", default=[], help="systems to leave out")
+    return parser.parse_args()
+
+
+def _read_test(options: argparse.Namespace, optimized: mpcompile.OptimizedModel) -> Workload:
+    examples = load_examples(options.test, name="test")
+    if examples.labels is None or optimized.encoder is None:
+        raise SystemExit(f"{options.test}: labels and a tokenizer are needed to measure accuracy")
+    encoded = optimized.encoder.encode(examples.texts, examples.text_pairs)
+    return Workload(optimized.encoder, encoded, labels_to_ids(examples.labels, optimized.id2label))
+
+
+def _make_systems(options: argparse.Namespace, optimized: mpcompile.OptimizedModel) -> list[System]:
+    makers: dict[str, Callable[[], System]] = {
+        "original (HF eager)": lambda: peers.eager(options.model),
+        "torch.compile": lambda: peers.compiled(options.model),
+        "ONNX Runtime": lambda: peers.onnx_runtime(options.model),
+        "OpenVINO f32": lambda: peers.openvino(options.model, "f32"),
+        "OpenVINO bf16": lambda: peers.openvino(options.model, "bf16"),
+        "OpenVINO int8 (NNCF)": lambda: peers.openvino_int8(options.model, options.train, optimized.encoder),
+    }
+    made = []
+    for name, make in makers.items():
+        if any(word in name for word in options.skip):
+            continue
+        try:
+            made.append(make())
+        except (ImportError, RuntimeError) as error:
+            print(f"{name}: left out: {error}", file=sys.stderr)
+    seen = set()
+    for target in sorted({*TARGETS, options.target_speedup}):
+        optimized.set_speedup(target)
+        if optimized.operating_point.point not in seen:
+            seen.add(optimized.operating_point.point)
+            made.append(peers.at_speedup(optimized, target))
+    return made
+
+
+def _accuracy(system: System, workload: Workload, limit: int) -> dict[str, float]:
+    encoded, labels = workload.encoded[:limit], workload.labels[:limit]
+    answers = np.empty(len(encoded), np.int64)
+    for batch in batches_by_length([len(tokens) for tokens in encoded], 32):
+        inputs = system.prepare(workload.encoder.pad([encoded[i] for i in batch]))
+        answers[batch] = system.run(inputs).argmax(1)
+    print(f"{system.name}: accuracy {np.mean(answers == labels):.4f}", file=sys.stderr)
+    return {"accuracy": float(np.mean(answers == labels)), "texts": len(encoded)}
+
+
+def _time(made: Sequence[System], batches: Sequence[Batch], runs: int) -> dict[str, Timing]:
+    calls = {}
+    for system in made:
+        prepared = [system.prepare(batch) for batch in batches]
+        calls[system.name] = [lambda system=system, inputs=inputs: system.run(inputs) for inputs in prepared]
+    return measure_interleaved(calls, runs)
+
+
+def _row(system: System, batch_size: int, timings: dict[str, Timing], accuracy: dict, original: str) -> dict:
+    timing = timings[system.name]
+    return {
+        "system": system.name, "batch_size": batch_size, "measured_s": timing.median_s, "p10_s": timing.p10_s,
+        "p90_s": timing.p90_s, "runs": timing.runs, "speedup": timings[original].median_s / timing.median_s,
+        "accuracy": accuracy[system.name]["accuracy"], "accuracy_texts": accuracy[system.name]["texts"],
+        "drop": accuracy[original]["accuracy"] - accuracy[system.name]["accuracy"], **system.facts,
+    }  # fmt: skip
+
+
+def _machine() -> dict[str, object]:
+    names = ("mpcompile", "torch", "transformers", "openvino", "onnxruntime", "nncf", "numpy")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "platform": platform.platform(),
+        "python": platform.python_version(), "commit": commit + (" with changes" if dirty else ""),
+        "versions": {name: metadata.version(name) for name in names if _installed(name)},
+    }  # fmt: skip
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    return found[1].strip() if found else platform.processor()
+
+
+def _slug() -> str:
+    cpu = re.sub(r"[^a-z0-9]+", "-", f"{_cpu()}-{len(os.sched_getaffinity(0))}-cores".lower()).strip("-")
+    return f"{cpu}_{datetime.now(UTC):%Y-%m-%d}"
+
+
+def _write(path: Path, result: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
+        json.dump(result, file, indent=2)
+    Path(file.name).chmod(0o644)
+    os.replace(file.name, path)
+    table = format_table(result)
+    path.with_suffix(".md").write_text(table)
+    print(table)
+
+
+def format_table(result: dict) -> str:
+    """A result file as Markdown."""
+    lines = [f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}", ""]
+    lines += [f"`{result['command']}`", "", "| batch | system | ms per batch | p10 | p90 | speedup | accuracy | drop |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in result["rows"]:
+        times = " | ".join(f"{row[key] * 1e3:.2f}" for key in ("measured_s", "p10_s", "p90_s"))
+        lines.append(
+            f"| {row['batch_size']} | {row['system']} | {times} | {row['speedup']:.2f}x "
+            f"| {100 * row['accuracy']:.2f} | {100 * row['drop']:+.2f} |"
+        )
+    lines += ["", f"`optimize` took {result['optimize_s']:.0f} s."]
+    for size, facts in result["time_outside_engines"].items():
+        lines.append(
+            f"Outside engines at batch {size}: {facts['outside_s'] * 1e3:.3f} ms of {facts['total_s'] * 1e3:.3f} ms "
+            f"({100 * facts['share']:.1f}%)."
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
