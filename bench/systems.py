@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -83,11 +84,12 @@ def openvino_int8(model: str, train: str, encoder: TextEncoder, num_texts: int =
     """OpenVINO int8: NNCF post-training quantisation of the whole model, calibrated on train texts."""
     import nncf
 
-    converted, names = _convert(model), capture(_load(model)).input_names
-    examples = load_examples(train).take(range(num_texts))
+    converted, names = _convert(model), _names(_load(model))
+    examples = load_examples(train)
+    examples = examples.take(range(min(num_texts, len(examples))))
     batches = [encoder.pad([tokens]) for tokens in encoder.encode(examples.texts, examples.text_pairs)]
     data = nncf.Dataset([[batch[name] for name in names] for batch in batches])
-    quantised = nncf.quantize(converted, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=num_texts)
+    quantised = nncf.quantize(converted, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
     return _compile_openvino("OpenVINO int8 (NNCF)", quantised, model, "f32")
 
 
@@ -147,12 +149,18 @@ class _Logits(torch.nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
 
 
+@functools.cache
 def _load(model: str) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
 
 
+@functools.cache
+def _names(model: PreTrainedModel) -> tuple[str, ...]:
+    return capture(model).input_names
+
+
 def _tensors(model: PreTrainedModel) -> Callable[[Batch], dict[str, torch.Tensor]]:
-    names = capture(model).input_names
+    names = _names(model)
     return lambda batch: {name: torch.from_numpy(batch[name]) for name in names}
 
 
@@ -170,7 +178,7 @@ def _convert(model: str) -> Any:
     import openvino as ov
 
     loaded = _load(model)
-    names = capture(loaded).input_names
+    names = _names(loaded)
     example = {name: torch.from_numpy(_ones((2, 9))[name]) for name in names}
     shapes = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=512)} for name in names}
     program = torch.export.export(_Logits(loaded), (), example, dynamic_shapes=shapes)
@@ -185,7 +193,7 @@ def _compile_openvino(name: str, model: Any, source: str, precision: str) -> Sys
         raise RuntimeError("this CPU has no bf16")
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
-    names = capture(_load(source)).input_names
+    names = _names(_load(source))
 
     def run(inputs: list[np.ndarray]) -> np.ndarray:
         for position, value in enumerate(inputs):

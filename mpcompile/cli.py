@@ -102,6 +102,7 @@ def _optimize(options: argparse.Namespace) -> None:
     from mpcompile.artifact import check_target_directory
 
     check_target_directory(options.out)
+    _silence_transformers()
     optimized = mpcompile.optimize(
         options.model,
         options.target_speedup,
@@ -121,6 +122,13 @@ def _optimize(options: argparse.Namespace) -> None:
     )
     optimized.save(options.out)
     _show(json.dumps(optimized.report.to_json()) if options.json else f"{optimized.report}\nwritten to {options.out}")
+
+
+def _silence_transformers() -> None:
+    """One set of progress bars is enough."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _predict(options: argparse.Namespace) -> None:

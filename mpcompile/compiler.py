@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import platform
-import shutil
-import tempfile
-import weakref
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpcompile.answer import answer_texts
-from mpcompile.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
 from mpcompile.backends import find_backend
 from mpcompile.build import build_plans, make_runtime
 from mpcompile.capture import capture
-from mpcompile.certify import bound_drop
+from mpcompile.checking import Checked, check_point
 from mpcompile.choosing import Chosen, choose_from_texts, choose_without_texts, measure_cost_model
 from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
-from mpcompile.data import load_examples
+from mpcompile.data import Examples, load_examples
 from mpcompile.errors import SettingError
 from mpcompile.front import Choice, MeasuredPoint, choose_point
-from mpcompile.loading import plan_path
 from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front
 from mpcompile.optimized_model import OptimizedModel
+from mpcompile.packing import find_versions, head_weights, pack_model
 from mpcompile.partition import partition
 from mpcompile.progress import StageProgress
 from mpcompile.reference import answer_as_original, build_unpruned
 from mpcompile.report import Report
-from mpcompile.requests import ModelSignature
 from mpcompile.runtime import Runtime
 from mpcompile.segment import BuildConfig, OptimizationProfile, Range
 from mpcompile.settings import Settings
@@ -132,9 +124,9 @@ def optimize(
         built = _build(context, chosen, length, unpruned, parts)
         front = measure_front(built.systems, chosen, _choosing(parts), original_answer)
         choice, front, timings = _settle(built.systems, front, settings)
-        checked = _check(context, built.systems.runtime, front[choice.index], parts, test_part)
+        checked = check_point(context, built.systems.runtime, front[choice.index].point, parts, test_part)
         report = _report(context, built, front, choice, timings, checked, parts, examples)
-        return _finish(context, chosen, built, report)
+        return pack_model(context, built.systems.runtime, built.plans, chosen.heads, report)
 
 
 def open_context(original: Original, settings: Settings, bars: StageProgress) -> Context:
@@ -176,11 +168,7 @@ class _Built:
 
 def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, parts: Texts | None) -> _Built:
     segments = partition(context.captured, chosen.heads, chosen.prune_layers, chosen.last_exit, context.precision)
-    weights = {
-        f"{layer}.{name}": value.numpy()
-        for layer, head in chosen.heads.items()
-        for name, value in head.state_dict().items()
-    }
+    weights = {name: value.numpy() for name, value in head_weights(chosen.heads).items()}
     digest = f"{context.digest} {digest_arrays(weights)} {chosen.prune_layers} {chosen.last_exit}"
     size = context.settings.batch_size
     profile = OptimizationProfile(Range(1, size, max(size, 32)), Range(2, length, context.captured.max_length))
@@ -219,63 +207,15 @@ def _replace_time(
     return (*front[:index], changed, *front[index + 1 :])
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """What the chosen point answers on texts that nothing was chosen on."""
-
-    accuracy: float | None
-    original_accuracy: float | None
-    agreement: float | None
-    certified_drop: float | None
-    measured_on: str
-
-
-def _check(
-    context: Context, runtime: Runtime, chosen: MeasuredPoint, parts: Texts | None, test: TextPart | None
-) -> _Checked:
-    if parts is None and test is None:
-        return _Checked(None, None, None, None, "nothing")
-    certified = None
-    if parts is not None:
-        loss, original_loss = _losses(context, runtime, chosen, parts.certifying, "certificate")
-        certified = bound_drop(loss, original_loss, context.settings.confidence)
-    part = test if test is not None else parts.certifying  # type: ignore[union-attr]
-    name = "test texts" if test is not None else "held-out texts"
-    answers, original_answers = _answers(context, runtime, chosen, part, name)
-    accuracy = original_accuracy = None
-    if part.labels is not None:
-        accuracy, original_accuracy = (float((a == part.labels).mean()) for a in (answers, original_answers))
-    agreement = float((answers == original_answers).mean())
-    return _Checked(accuracy, original_accuracy, agreement, certified, f"{len(part.encoded)} {name}")
-
-
-def _losses(
-    context: Context, runtime: Runtime, chosen: MeasuredPoint, part: TextPart, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    answers, original_answers = _answers(context, runtime, chosen, part, name)
-    truth = original_answers if part.labels is None else part.labels
-    return answers != truth, original_answers != truth
-
-
-def _answers(
-    context: Context, runtime: Runtime, chosen: MeasuredPoint, part: TextPart, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    assert context.encoder is not None
-    original = answer_as_original(context, part, name).argmax(1)
-    with context.progress.stage(f"answers of the result ({name})") as stage:
-        result = answer_texts(runtime, chosen.point, context.encoder, part.encoded, on_batch=stage)
-    return result.logits.argmax(1), original
-
-
 def _report(
     context: Context,
     built: _Built,
     front: tuple[MeasuredPoint, ...],
     choice: Choice,
     timings: dict[str, Timing],
-    checked: _Checked,
+    checked: Checked,
     parts: Texts | None,
-    examples: Any,
+    examples: Examples | None,
 ) -> Report:
     seconds = {name: timing.median_s for name, timing in timings.items()}
     notes = []
@@ -284,8 +224,9 @@ def _report(
         notes.append(choice.warning)
     if parts is None:
         notes.append("no texts were given: no exits were trained, and what pruning costs in accuracy is unknown")
-    elif len(examples) > context.settings.max_texts:
+    elif examples is not None and len(examples) > context.settings.max_texts:
         notes.append(f"{context.settings.max_texts} of {len(examples)} texts were drawn (max_texts)")
+    notes.extend(_busy_notes())
     lengths = parts.choosing.lengths if parts is not None else np.array([built.length])
     return Report(
         target_speedup=context.settings.target_speedup,
@@ -325,64 +266,17 @@ def describe_machine(context: Context) -> dict[str, str]:
         "backend": context.backend.name,
         "precision": context.precision,
         **context.backend.fingerprint(),
-        **_versions(),
+        **find_versions(),
     }
 
 
-def _versions() -> dict[str, str]:
-    names = ("mpcompile", "torch", "transformers")
-    versions = {name: metadata.version(name) for name in names if _is_installed(name)}
-    return {**versions, "python": platform.python_version()}
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _finish(context: Context, chosen: Chosen, built: _Built, report: Report) -> OptimizedModel:
-    """Writes the artifact into a temporary directory, which goes with the returned model."""
-    from safetensors.torch import save_file
-
-    directory = Path(tempfile.mkdtemp(prefix="mpcompile-"))
-    try:
-        runtime = built.systems.runtime
-        signature = ModelSignature(
-            context.captured.input_names,
-            context.captured.num_labels,
-            context.captured.max_length,
-            context.captured.vocab_size,
-            context.captured.id2label,
-        )
-        plan_path(directory, 0).parent.mkdir()
-        for segment, plan in zip(runtime.segments, built.plans, strict=True):
-            plan_path(directory, segment.index).write_bytes(plan)
-        context.original.model.save_pretrained(directory / MODEL)
-        weights = {
-            f"{layer}.{name}": value
-            for layer, head in chosen.heads.items()
-            for name, value in head.state_dict().items()
-        }
-        save_file(weights, directory / EXITS)
-        if context.encoder is not None:
-            context.encoder.save(directory)
-        (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
-        manifest = Manifest(
-            context.backend.name,
-            context.backend.fingerprint(),
-            _versions(),
-            signature,
-            runtime.segments,
-            runtime.split_tokens,
-            context.encoder is not None,
-        )
-        write_manifest(directory, manifest)
-        model = OptimizedModel(runtime, signature, report, context.encoder, directory)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    weakref.finalize(model, shutil.rmtree, directory, ignore_errors=True)
-    return model
+def _busy_notes() -> list[str]:
+    """Says so when other processes had the machine, too: torch's OpenMP suffers from that far more than OpenVINO."""
+    if not hasattr(os, "getloadavg") or not hasattr(os, "sched_getaffinity"):
+        return []
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load <= 1.25 * cores:
+        return []
+    return [
+        f"the machine was busy (load {load:.1f} on {cores} cores): measured times are not to be trusted; run it again"
+    ]

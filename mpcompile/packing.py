@@ -1,0 +1,76 @@
+"""The stage at the end: everything that a compiled model needs, in one directory."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mpcompile.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
+from mpcompile.context import Context
+from mpcompile.loading import plan_path
+from mpcompile.optimized_model import OptimizedModel
+from mpcompile.report import Report
+from mpcompile.requests import ModelSignature
+from mpcompile.runtime import Runtime
+from passes import ExitHead
+
+
+def pack_model(
+    context: Context, runtime: Runtime, plans: Sequence[bytes], heads: Mapping[int, ExitHead], report: Report
+) -> OptimizedModel:
+    """Writes the artifact into a temporary directory, which goes when the returned model does."""
+    captured = context.captured
+    signature = ModelSignature(
+        captured.input_names, captured.num_labels, captured.max_length, captured.vocab_size, captured.id2label
+    )
+    directory = Path(tempfile.mkdtemp(prefix="mpcompile-"))
+    try:
+        plan_path(directory, 0).parent.mkdir()
+        for segment, plan in zip(runtime.segments, plans, strict=True):
+            plan_path(directory, segment.index).write_bytes(plan)
+        context.original.model.save_pretrained(directory / MODEL)
+        save_file(head_weights(heads), directory / EXITS)
+        if context.encoder is not None:
+            context.encoder.save(directory)
+        (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+        manifest = Manifest(
+            backend=context.backend.name,
+            fingerprint=context.backend.fingerprint(),
+            versions=find_versions(),
+            signature=signature,
+            segments=runtime.segments,
+            split_tokens=runtime.split_tokens,
+            has_tokenizer=context.encoder is not None,
+        )
+        write_manifest(directory, manifest)
+        model = OptimizedModel(runtime, signature, report, context.encoder, directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    weakref.finalize(model, shutil.rmtree, directory, ignore_errors=True)
+    return model
+
+
+def head_weights(heads: Mapping[int, ExitHead]) -> dict[str, Tensor]:
+    """Weights of exit heads as `LAYER.hidden.weight` and so on."""
+    return {f"{layer}.{name}": value for layer, head in heads.items() for name, value in head.state_dict().items()}
+
+
+def find_versions() -> dict[str, str]:
+    """Versions of what makes an artifact."""
+    versions = {"python": platform.python_version()}
+    for name in ("mpcompile", "torch", "transformers"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
