@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ MANIFEST, CHECKSUM, REPORT, EXITS, MODEL = (
     "exits.safetensors",
     "model",
 )
+_STALE_S = 3600.0
 _SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_names", "output_names", "precision")
 
 
@@ -173,6 +175,7 @@ def replace_directory(target: Path) -> Iterator[Path]:
     check_target_directory(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.writing-"))
     except OSError as error:
         raise ArtifactError(f"{target}: cannot be written: {error}") from error
@@ -184,6 +187,15 @@ def replace_directory(target: Path) -> Iterator[Path]:
         raise ArtifactError(f"{target}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_stale(target: Path) -> None:
+    """Removes what a killed process left beside `target`; a write takes seconds, so an hour is long ago."""
+    for kind in ("writing", "old"):
+        for path in target.parent.glob(f".{target.name}.{kind}-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _swap(temporary: Path, target: Path) -> None:

@@ -105,9 +105,11 @@ class Report:
         parts = [f"{100 * self.agreement:.2f}% answered as the original"]
         if self.accuracy is not None and self.original_accuracy is not None:
             parts.insert(0, f"{100 * self.accuracy:.2f}%, original {100 * self.original_accuracy:.2f}%")
-        if self.certified_drop is not None:
-            parts.append(f"at most {100 * self.certified_drop:.2f} points lost ({100 * self.confidence:g}% confidence)")
-        return f"{'; '.join(parts)}; on {self.measured_on}"
+        measured = f"{'; '.join(parts)}; on {self.measured_on}"
+        if self.certified_drop is None:
+            return measured
+        bound = f"at most {100 * self.certified_drop:.2f} points lost, with {100 * self.confidence:g}% confidence"
+        return f"{measured}\n{bound}, by texts that nothing was chosen on"
 
 
 def _front_table(points: tuple[MeasuredPoint, ...], chosen: int) -> Table:

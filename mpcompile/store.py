@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 4 * 2**30
+STALE_S = 3600.0
 
 
 class Store:
@@ -70,6 +72,10 @@ class Store:
 
     def _shrink(self) -> None:
         entries = []
+        for path in self.directory.glob("writing-*"):  # what a killed process left
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    path.unlink()
         for path in self.directory.glob("*.safetensors"):
             with contextlib.suppress(FileNotFoundError):
                 entries.append((path.stat().st_mtime, path.stat().st_size, path))
