@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import mpcompile
 from mpcompile.capture import capture
 from mpcompile.data import load_examples
+from mpcompile.source import open_original
 from mpcompile.text import TextEncoder
 
 Batch = Mapping[str, np.ndarray]
@@ -41,8 +42,11 @@ class System:
 
 def eager(model: str) -> System:
     """The original as users run it."""
-    loaded = _load(model)
-    return System("original (HF eager)", _tensors(loaded), lambda inputs: _run_torch(loaded, inputs))
+    original = open_original(_load(model), None)
+    prepare = _tensors(_load(model))
+    num_threads = original.find_threads([prepare(_ones((8, 64)))])
+    facts = {"num_threads": num_threads}
+    return System("original (HF eager)", prepare, lambda inputs: original.run(inputs, num_threads), facts)
 
 
 def compiled(model: str) -> System:

@@ -105,7 +105,9 @@ def _measure(
     num_batches = max(3, 96 // batch_size)
     order = np.random.default_rng(0).permutation(len(part.encoded))
     workload = build_workload(context.encoder, part.encoded, batch_size, num_batches, order, 0)
-    systems = Systems(context, workload, unpruned, optimized.runtime)
+    prepared = [context.original.prepare(batch, context.captured.input_names) for batch in workload.batches[:3]]
+    num_threads = context.original.find_threads(prepared)
+    systems = Systems(context, workload, unpruned, optimized.runtime, num_threads)
     calls = {"original": systems.original_calls(), "unpruned": systems.unpruned_calls()}
     for i, row in enumerate(optimized.operating_points):
         calls[f"point {i}"] = systems.point_calls(row.point)

@@ -179,8 +179,8 @@ def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, par
     # Texts are drawn evenly along where they leave at the middle of the front.
     rank = None if parts is None else chosen.candidates[len(chosen.candidates) // 2].exit_layer
     with context.progress.stage("time the original"):
-        workload = make_workload(context, _choosing(parts), rank, length)
-    return _Built(Systems(context, workload, unpruned, runtime), tuple(plans), length)
+        workload, num_threads = make_workload(context, _choosing(parts), rank, length)
+    return _Built(Systems(context, workload, unpruned, runtime, num_threads), tuple(plans), length)
 
 
 def _choosing(parts: Texts | None) -> TextPart | None:
@@ -254,6 +254,7 @@ def _report(
             "num_batches": len(built.systems.workload.batches),
             "mean_length": float(lengths.mean()),
             "max_length": int(lengths.max()),
+            "original_threads": built.systems.num_threads,
         },
         machine=describe_machine(context),
         notes=tuple(notes),

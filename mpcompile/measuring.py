@@ -32,18 +32,20 @@ class Systems:
         workload: batches.
         unpruned: the whole model as one engine.
         runtime: the chain of engines.
+        num_threads: that the original runs fastest on.
     """
 
     context: Context
     workload: Workload
     unpruned: Runtime
     runtime: Runtime
+    num_threads: int
 
     def original_calls(self) -> Calls:
         """The original as passed in, a call per batch."""
         original, names = self.context.original, self.context.captured.input_names
         prepared = [original.prepare(batch, names) for batch in self.workload.batches]
-        return [lambda batch=batch: original.run(batch) for batch in prepared]  # type: ignore[misc]
+        return [lambda batch=batch: original.run(batch, self.num_threads) for batch in prepared]  # type: ignore[misc]
 
     def unpruned_calls(self) -> Calls:
         """The baseline, a call per batch."""
@@ -55,23 +57,31 @@ class Systems:
         return [lambda batch=batch: self.runtime.run(batch, point) for batch in self.workload.batches]  # type: ignore[misc]
 
 
-def make_workload(context: Context, part: TextPart | None, rank: np.ndarray | None, length: int) -> Workload:
-    """Batches that take the original about `BLOCK_S` seconds.
+def make_workload(
+    context: Context, part: TextPart | None, rank: np.ndarray | None, length: int
+) -> tuple[Workload, int]:
+    """Batches that take the original about `BLOCK_S` seconds, and the threads that it is fastest on.
 
     Args:
         part: texts to draw from; None makes random ids of `length`.
         rank: how hard each text is, (N,).
         length: tokens, without texts.
     """
-    size = context.settings.batch_size
+    size, original = context.settings.batch_size, context.original
     if part is None or rank is None:
         batches = tuple(random_batch(context.captured.vocab_size, size, length, seed) for seed in range(4))
-        return Workload(batches, tuple(np.arange(size) for _ in batches))
+        probe = Workload(batches, tuple(np.arange(size) for _ in batches))
+    else:
+        assert context.encoder is not None
+        probe = build_workload(context.encoder, part.encoded, size, 3, rank, context.settings.seed)
+    prepared = [original.prepare(batch, context.captured.input_names) for batch in probe.batches]
+    num_threads = original.find_threads(prepared)
+    if part is None or rank is None:
+        return probe, num_threads
+    calls = [lambda batch=batch: original.run(batch, num_threads) for batch in prepared]
+    count = count_batches(measure_interleaved({"original": calls}, runs=1)["original"].median_s)
     assert context.encoder is not None
-    probe = build_workload(context.encoder, part.encoded, size, 3, rank, context.settings.seed)
-    calls = Systems.original_calls(Systems(context, probe, None, None))  # type: ignore[arg-type]
-    batch_s = measure_interleaved({"original": calls}, runs=1)["original"].median_s
-    return build_workload(context.encoder, part.encoded, size, count_batches(batch_s), rank, context.settings.seed)
+    return build_workload(context.encoder, part.encoded, size, count, rank, context.settings.seed), num_threads
 
 
 def measure_front(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from mpcompile.errors import CaptureError, SettingError
 from mpcompile.store import digest_arrays
+from mpcompile.timing import measure_interleaved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,13 +38,35 @@ class Original:
             {**weights, "config": np.frombuffer(self.model.config.to_json_string().encode(), np.uint8)}
         )
 
-    def run(self, batch: dict[str, Any]) -> np.ndarray:
-        """Logits (B, C) of tensors ready for it."""
+    def run(self, batch: dict[str, Any], num_threads: int | None = None) -> np.ndarray:
+        """Logits (B, C) of tensors ready for it, on so many CPU threads (None: as torch is set)."""
         import torch
 
-        with torch.inference_mode():
-            logits: np.ndarray = self.model(**batch).logits.float().cpu().numpy()
-        return logits
+        before = torch.get_num_threads()
+        if num_threads not in (None, before):
+            torch.set_num_threads(num_threads or before)
+        try:
+            with torch.inference_mode():
+                logits: np.ndarray = self.model(**batch).logits.float().cpu().numpy()
+            return logits
+        finally:
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
+
+    def find_threads(self, batches: Sequence[dict[str, Any]]) -> int:
+        """CPU threads that it runs fastest on: as many as torch is set to, or one.
+
+        OpenMP's threads wait for each other spinning: where another process has a core, two of them can be
+        many times slower than one, and a baseline that slow would make any result look good.
+        """
+        import torch
+
+        def calls(num_threads: int) -> list[Callable[[], object]]:
+            return [lambda batch=batch: self.run(batch, num_threads) for batch in batches]  # type: ignore[misc]
+
+        choices = sorted({1, torch.get_num_threads()})
+        timings = measure_interleaved({str(n): calls(n) for n in choices}, runs=2)
+        return min(choices, key=lambda n: timings[str(n)].median_s)
 
     def prepare(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, Any]:
         """Arrays as tensors where the model is."""
