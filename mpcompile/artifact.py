@@ -12,6 +12,7 @@ tokenizer.json, tokenization.json
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -37,6 +38,8 @@ MANIFEST, CHECKSUM, REPORT, EXITS, MODEL = (
     "model",
 )
 _STALE_S = 3600.0
+_LOOKS = 20
+_FOREIGN = "exists and is not an artifact of mpcompile; choose another folder or remove it"
 _SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_names", "output_names", "precision")
 
 
@@ -112,16 +115,22 @@ def read_manifest(directory: Path) -> Manifest:
         ArtifactError: when it is no artifact, of a newer format, or one byte of one file differs.
     """
     values = _read_checked(directory)
-    for name, expected in values["files"].items():
+    try:
+        manifest, files = Manifest.from_json(values), dict(values["files"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{directory / MANIFEST}: lacks what its format needs ({error!r}); optimize again"
+        ) from error
+    for name, expected in files.items():
         path = directory / name
         if not path.is_file():
             raise ArtifactError(f"{path}: missing; copy the artifact again or optimize again")
         if _sha256(path) != expected:
             raise ArtifactError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}; copy the artifact again")
-    unknown = {str(path.relative_to(directory)) for path in _files(directory)} - set(values["files"])
+    unknown = {str(path.relative_to(directory)) for path in _files(directory)} - set(files)
     if unknown:
         raise ArtifactError(f"{directory}: holds {sorted(unknown)[0]}, which {MANIFEST} does not list; remove it")
-    return Manifest.from_json(values)
+    return manifest
 
 
 def _read_checked(directory: Path) -> dict[str, Any]:
@@ -143,7 +152,7 @@ def _read_checked(directory: Path) -> dict[str, Any]:
 def _raise_if_foreign(path: Path, content: bytes) -> dict[str, Any]:
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not JSON ({error}); it is damaged or not of mpcompile") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ArtifactError(f"{path}: not an artifact of mpcompile")
@@ -159,10 +168,25 @@ def check_target_directory(target: Path) -> None:
     """Refuses to write over something that is not an artifact; to be called before slow work starts.
 
     Raises:
-        ArtifactError: when `target` is a file, or a folder with something else in it.
+        ArtifactError: when `target` is a file, a folder with something else in it, or cannot be made.
     """
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise ArtifactError(f"{target}: exists and is not an artifact of mpcompile; choose another folder or remove it")
+    if target.is_dir():
+        # Looked for again: another process may be replacing its artifact right now.
+        if any(target.iterdir()) and not _holds_artifact(target):
+            raise ArtifactError(f"{target}: {_FOREIGN}")
+    elif target.exists():
+        raise ArtifactError(f"{target}: {_FOREIGN}")
+    parent = next((path for path in target.absolute().parents if path.exists()), Path("/"))
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{target}: cannot be written: {parent} is not a folder that you may write to")
+
+
+def _holds_artifact(target: Path) -> bool:
+    for _ in range(_LOOKS):
+        if (target / MANIFEST).is_file() or not target.exists():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @contextlib.contextmanager
@@ -205,7 +229,14 @@ def _swap(temporary: Path, target: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.rename(target, old / "artifact")
         os.rename(temporary, target)
+    except OSError as error:
+        # Another process put its artifact there in between: as if it had come right after this one.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _holds_artifact(target):
+            raise
     finally:
+        with contextlib.suppress(OSError):
+            if not target.exists():
+                os.rename(old / "artifact", target)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import logging
@@ -148,8 +149,15 @@ def _predict(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from mpcompile.benchmark import benchmark_artifact, format_rows
 
+    for name, values in (
+        ("batch-size", options.batch_size),
+        ("runs", [options.runs]),
+        ("max-texts", [options.max_texts]),
+    ):
+        if min(values) < 1:
+            raise SettingError(f"--{name}: {min(values)}; a whole number from 1 is expected")
     rows = benchmark_artifact(options.directory, options.test, options.batch_size, options.runs, options.max_texts)
-    _show(json.dumps(rows) if options.json else format_rows(rows))
+    _show(json.dumps({"rows": rows}) if options.json else format_rows(rows))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -174,7 +182,8 @@ def _write_csv(target: Path, rows: Sequence[Sequence[object]]) -> None:
     except OSError as error:
         raise SettingError(f"--out {target}: cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _show(text: str) -> None:

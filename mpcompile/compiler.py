@@ -107,8 +107,9 @@ def optimize(
         raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
     examples = None if texts is None else load_examples(texts, labels)
     test_examples = None if test is None else load_examples(test, name="test")
-    with StageProgress(progress) as bars:
-        context = open_context(open_original(model, tokenizer), settings, bars)
+    original = open_original(model, tokenizer)
+    with StageProgress(progress) as bars, original.evaluating():
+        context = open_context(original, settings, bars)
         parts = None if examples is None else split_texts(context, examples)
         test_part = None if test_examples is None else encode_examples(context, test_examples, "test")
         unpruned = build_unpruned(context, context.precision)

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +23,9 @@ from mpcompile.report import Report
 from mpcompile.requests import ModelSignature
 from mpcompile.runtime import Runtime
 from passes import ExitHead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def pack_model(
@@ -37,7 +41,7 @@ def pack_model(
         plan_path(directory, 0).parent.mkdir()
         for segment, plan in zip(runtime.segments, plans, strict=True):
             plan_path(directory, segment.index).write_bytes(plan)
-        context.original.model.save_pretrained(directory / MODEL)
+        _save_original(context.original.model, directory / MODEL)
         save_file(head_weights(heads), directory / EXITS)
         if context.encoder is not None:
             context.encoder.save(directory)
@@ -58,6 +62,21 @@ def pack_model(
         raise
     weakref.finalize(model, shutil.rmtree, directory, ignore_errors=True)
     return model
+
+
+def _save_original(model: PreTrainedModel, directory: Path) -> None:
+    """Saves the model as Hugging Face does, without the traces that this leaves in its config, and silently."""
+    from transformers.utils import logging as transformers_logging
+
+    before, bars = dict(vars(model.config)), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(directory)
+    finally:
+        vars(model.config).clear()
+        vars(model.config).update(before)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def head_weights(heads: Mapping[int, ExitHead]) -> dict[str, Tensor]:

@@ -58,8 +58,10 @@ def check_request(signature: ModelSignature, request: Mapping[str, Any]) -> dict
     checked = {"input_ids": ids, "attention_mask": _check_mask(request.get("attention_mask"), ids)}
     types = request.get("token_type_ids")
     types = np.zeros_like(ids) if types is None else _to_ids("token_type_ids", types)
-    if types.shape != ids.shape or types.min() < 0 or types.max() > 1:
-        raise InputError(f"token_type_ids: shape {types.shape}, expected {ids.shape} with values 0 and 1")
+    if types.shape != ids.shape:
+        raise InputError(f"token_type_ids: shape {types.shape}; expected that of input_ids, {ids.shape}")
+    if types.min() < 0 or types.max() > 1:
+        raise InputError(f"token_type_ids: values from {types.min()} to {types.max()}; 0 and 1 are allowed")
     return {**checked, "token_type_ids": types}
 
 
@@ -70,7 +72,9 @@ def _check_mask(given: Any, ids: np.ndarray) -> np.ndarray:
     if mask.shape != ids.shape:
         raise InputError(f"attention_mask: shape {mask.shape}; expected that of input_ids, {ids.shape}")
     if not np.isin(mask, (0, 1)).all():
-        raise InputError("attention_mask: values other than 0 and 1; 1 marks a token, 0 padding")
+        raise InputError(
+            f"attention_mask: values from {mask.min()} to {mask.max()}; 1 marks a token and 0 padding, nothing else"
+        )
     empty = np.flatnonzero(mask.sum(1) == 0)
     if len(empty):
         raise InputError(f"attention_mask[{empty[0]}]: all padding; every row needs a token: leave empty rows out")

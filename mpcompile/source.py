@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,17 @@ class Original:
         return digest_arrays(
             {**weights, "config": np.frombuffer(self.model.config.to_json_string().encode(), np.uint8)}
         )
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, undone at the end, module by module."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def run(self, batch: dict[str, Any], num_threads: int | None = None) -> np.ndarray:
         """Logits (B, C) of tensors ready for it, on so many CPU threads (None: as torch is set)."""
@@ -91,7 +103,6 @@ def open_original(model: PreTrainedModel | str | Path, tokenizer: PreTrainedToke
     if tokenizer is None:
         place = str(getattr(model, "name_or_path", "") or "")
         tokenizer = _find_tokenizer_maybe(place) if place and Path(place).is_dir() else None
-    model.eval()
     return Original(model, tokenizer, type(model).__name__)
 
 

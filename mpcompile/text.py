@@ -82,6 +82,8 @@ class TextEncoder:
             for i, value in enumerate(values):
                 if not isinstance(value, str):
                     raise DataError(f"{name}[{i}]: {type(value).__name__}; a string is expected")
+                if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+                    raise DataError(f"{name}[{i}]: half a surrogate pair in {value[:40]!r}; valid Unicode is expected")
         given = list(texts) if text_pairs is None else list(zip(texts, text_pairs, strict=True))
         encodings = self.tokenizer.encode_batch(given)
         return [TokenIds(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]

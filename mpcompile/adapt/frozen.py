@@ -73,7 +73,9 @@ def train_exit_heads(
     generator = torch.Generator().manual_seed(seed)
     folds = torch.randperm(len(targets), generator=generator) % num_folds
     stack = HeadStack(inputs, num_folds + 1, targets.shape[-1], generator)
-    _fit(stack, inputs, targets, folds, generator, on_step)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        _fit(stack, inputs, targets, folds, generator, on_step)
     return TrainedHeads({layer: stack.extract(i) for i, layer in enumerate(layers)}, folds, stack)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Mapping
 
@@ -17,7 +18,8 @@ class EagerEngine:
 
     def __init__(self, segment: Segment) -> None:
         assert segment.graph_module is not None
-        self._graph_module = segment.graph_module.eval()
+        # A copy: what the user does to the model afterwards does not change what was compiled from it.
+        self._graph_module = copy.deepcopy(segment.graph_module).eval()
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         with torch.inference_mode():
