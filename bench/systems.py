@@ -54,7 +54,7 @@ def eager(model: str) -> System:
 def compiled(model: str) -> System:
     """torch.compile with dynamic shapes, the default otherwise."""
     fast = torch.compile(_load(model), dynamic=True)
-    system = System("torch.compile", _tensors(_load(model)), lambda inputs: _run_torch(fast, inputs), {}, 2000)
+    system = System("torch.compile", _tensors(_load(model)), lambda inputs: _run_torch(fast, inputs), {}, 500)
     for shape in ((2, 9), (1, 17), (32, 40)):
         system.run(system.prepare(_ones(shape)))
     return system
@@ -78,7 +78,7 @@ def onnx_runtime(model: str) -> System:
     def prepare(batch: Batch) -> dict[str, np.ndarray]:
         return {port.name: batch[port.name] for port in session.get_inputs()}
 
-    return System("ONNX Runtime", prepare, lambda inputs: session.run(None, inputs)[0], {}, 2000)
+    return System("ONNX Runtime", prepare, lambda inputs: session.run(None, inputs)[0], {}, 500)
 
 
 def openvino(model: str, precision: str) -> System:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -38,12 +39,20 @@ def load(directory: str | Path, num_threads: int | None = None, cache_dir: Path 
         BackendError: when its backend is missing here.
     """
     path = Path(directory).expanduser()
-    manifest = read_manifest(path)
+    manifest, notes = read_manifest(path), []
     report = Report.from_json(json.loads((path / REPORT).read_text("utf-8")))
     backend = find_backend(manifest.backend)
+    precision = manifest.segments[0].precision
+    if precision not in backend.precisions():
+        notes.append(f"this machine does not run {precision} natively: engines run in f32")
+        segments = tuple(dataclasses.replace(segment, precision="f32") for segment in manifest.segments)
+        manifest = dataclasses.replace(manifest, segments=segments)
     config = BuildConfig(num_threads)
-    segments, plans, notes = _plans(path, manifest, backend, config, Store(cache_dir))
-    runtime = make_runtime(backend, segments, plans, config, manifest.signature.num_labels, manifest.split_tokens)
+    ready, plans, stale = _plans(path, manifest, backend, config, Store(cache_dir))
+    notes.extend(stale)
+    for note in notes:
+        logger.warning(note)
+    runtime = make_runtime(backend, ready, plans, config, manifest.signature.num_labels, manifest.split_tokens)
     encoder = TextEncoder.load(path) if manifest.has_tokenizer else None
     return OptimizedModel(runtime, manifest.signature, report.with_notes(*notes), encoder, path)
 
@@ -67,13 +76,11 @@ def _plans(
         if needs_graph:
             raise ArtifactError(f"{path}: the eager backend needs torch and transformers; pip install mpcompile[build]")
         note = f"{reason}; used as they are, because torch and transformers, which rebuild them, are not installed"
-        logger.warning(note)
         return manifest.segments, stored, (note,)
     segments = rebuild_segments(path, manifest)
     if not changed:
         return segments, stored, ()
     note = f"engines were rebuilt: {_describe(changed, manifest.fingerprint, here)}"
-    logger.warning(note)
     profile = default_profile(manifest.signature.max_length)
     digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
     return segments, build_plans(backend, segments, profile, config, store, digest), (note,)

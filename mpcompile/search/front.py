@@ -17,12 +17,12 @@ from mpcompile.features import KeepSchedule
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.search.thresholds import ExitTable, search_thresholds
 
-MAX_EXITS = 3
+MAX_EXITS = 4
 """Off-ramps besides the last: each costs a call of an engine (DESIGN.md: 2 to 4 exits earn their sync)."""
-PRICES = tuple(float(price) for price in np.geomspace(0.3, 300.0, 22))
+PRICES = tuple(float(price) for price in np.geomspace(0.3, 300.0, 44))
 """Errors are priced at these many times the seconds of the unpruned model."""
-MAX_POINTS = 12
-USEFUL_LOSS = 0.03
+MAX_POINTS = 16
+USEFUL_LOSS = 0.02
 """Points that lose more than this beyond the best one are kept to show the end of the front, not to be used."""
 
 
@@ -117,12 +117,12 @@ class PointSearch:
             for size in range(min(MAX_EXITS, len(early)) + 1)
             for subset in itertools.combinations(early, size)
         ]
-        costs = np.empty((len(subsets), len(PRICES)))
+        costs = np.empty((len(subsets), len(PRICES[::4])))
         for i, subset in enumerate(subsets):
             table = self._table(self._held_out[0], subset)
-            for j, price in enumerate(PRICES[::2]):
+            for j, price in enumerate(PRICES[::4]):
                 seconds, loss = table.evaluate(search_thresholds(table, price * self._full_s))
-                costs[i, 2 * j : 2 * j + 2] = seconds + price * self._full_s * loss
+                costs[i, j] = seconds + price * self._full_s * loss
             on_step((i + 1) / len(subsets))
         regret = (costs / costs.min(0)).mean(1)
         return subsets[int(regret.argmin())]

@@ -1,5 +1,6 @@
 """Tests of artifacts: what is saved is what is loaded, and nothing damaged or foreign is."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 import mpcompile
+from mpcompile import loading
 from mpcompile.artifact import CHECKSUM, MANIFEST, Manifest, read_manifest, replace_directory, write_manifest
+from mpcompile.backends.openvino import OpenVinoBackend
 from mpcompile.errors import ArtifactError
 from mpcompile.optimized_model import OptimizedModel
 
@@ -421,3 +424,13 @@ def test_no_pickle_on_the_load_path(artifact: Path) -> None:
     )
     done = run_python(program, artifact)
     assert done.returncode == 0, done.stderr
+
+
+def test_precision_that_the_machine_lacks_runs_in_f32(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVinoBackend, "precisions", lambda self: ("f32",))
+    manifest = read_manifest(artifact)
+    segments = tuple(dataclasses.replace(segment, precision="bf16") for segment in manifest.segments)
+    monkeypatch.setattr(loading, "read_manifest", lambda path: dataclasses.replace(manifest, segments=segments))
+    model = mpcompile.load(artifact)
+    assert {segment.precision for segment in model.runtime.segments} == {"f32"}
+    assert "does not run bf16 natively" in str(model.report)
