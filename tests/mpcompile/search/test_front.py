@@ -77,7 +77,7 @@ def test_thinned_front_is_in_order() -> None:
 
 
 def test_thinned_front_keeps_most_points_where_little_is_lost() -> None:
-    thinned = thin(long_front(60, 2e-3))
+    thinned = thin(long_front(60, USEFUL_LOSS / 20))
     assert sum(point.loss <= USEFUL_LOSS for point in thinned) == MAX_POINTS - 3
 
 
