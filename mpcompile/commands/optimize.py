@@ -1,0 +1,67 @@
+"""`mpcompile optimize`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mpcompile.commands.output import show
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    optimize = commands.add_parser("optimize", help="compile a fine-tuned classifier")
+    optimize.add_argument("model", help="folder of a Hugging Face classifier, or a hub id")
+    optimize.add_argument("--target-speedup", type=float, required=True, help="times the original, such as 8")
+    optimize.add_argument("--out", type=Path, required=True, help="folder to write the artifact to")
+    optimize.add_argument("--texts", help="csv, jsonl or parquet with a column text, maybe text_pair and label")
+    optimize.add_argument("--test", help="the same with labels, read once for the report")
+    optimize.add_argument("--max-drop", type=float, help="loss that is allowed, such as 0.005")
+    optimize.add_argument("--confidence", type=float, default=0.95)
+    optimize.add_argument("--adapt", default="frozen", help="none or frozen (default)")
+    optimize.add_argument("--batch-size", type=int, default=1)
+    optimize.add_argument("--device", default="auto")
+    optimize.add_argument("--backend", default="auto", help="auto, openvino or eager")
+    optimize.add_argument("--precision", default="auto", help="auto, f32 or bf16")
+    optimize.add_argument("--max-texts", type=int, default=4000)
+    optimize.add_argument("--seed", type=int, default=0)
+    optimize.add_argument("--cache-dir", type=Path, help="where slow results are kept (default: the user's cache)")
+    optimize.add_argument("--no-progress", action="store_true")
+    optimize.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    optimize.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    import mpcompile
+    from mpcompile.artifact import check_target_directory
+
+    check_target_directory(options.out)
+    _silence_transformers()
+    optimized = mpcompile.optimize(
+        options.model,
+        options.target_speedup,
+        texts=options.texts,
+        test=options.test,
+        max_drop=options.max_drop,
+        confidence=options.confidence,
+        adapt=options.adapt,
+        batch_size=options.batch_size,
+        device=options.device,
+        backend=options.backend,
+        precision=options.precision,
+        max_texts=options.max_texts,
+        seed=options.seed,
+        progress=not options.no_progress,
+        cache_dir=options.cache_dir,
+    )
+    optimized.save(options.out)
+    show(json.dumps(optimized.report.to_json()) if options.json else f"{optimized.report}\nwritten to {options.out}")
+
+
+def _silence_transformers() -> None:
+    """One set of progress bars is enough."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
