@@ -46,6 +46,11 @@ def test_wheel_holds_every_module_of_its_packages(wheel: list[str]) -> None:
     assert {name for name in wheel if name.endswith(".py")} == modules
 
 
+def test_wheel_holds_the_devices_and_no_other_data(wheel: list[str]) -> None:
+    data = {name for name in wheel if name.split("/")[0] in PACKAGES and not name.endswith(".py")}
+    assert data == {"mpcompile/cost/devices.toml"}
+
+
 @pytest.mark.parametrize("folder", ["tests", "bench", "scripts", "docs"])
 def test_wheel_leaves_out_what_is_for_developers(wheel: list[str], folder: str) -> None:
     assert not [name for name in wheel if folder in name.split("/")]
