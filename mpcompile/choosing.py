@@ -10,9 +10,9 @@ import numpy as np
 
 from mpcompile.adapt.frozen import TrainedHeads, train_exit_heads
 from mpcompile.context import Context, TextPart
-from mpcompile.cost.device import Device, measure_device
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.nodes import estimate_work
+from mpcompile.cost.profiles import find_profile
+from mpcompile.cost.work import estimate_work
 from mpcompile.features import FeatureCollector, Features, KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.reference import unpruned_point
@@ -46,30 +46,20 @@ class Chosen:
 def measure_cost_model(context: Context, unpruned: Runtime, length: int) -> CostModel:
     """The cost model of this model on this machine.
 
-    The machine's peaks are measured once and kept; one scalar, the median of measured over
-    predicted time of the unpruned model at three batch sizes, fits them to the model.
+    The machine's profile is measured once and kept; one scalar, the median of measured over
+    predicted time of the unpruned model at three batch sizes, fits it to the model.
 
     Args:
         unpruned: the whole model as one engine.
         length: a typical length of its texts.
     """
-
-    def measure() -> dict[str, np.ndarray]:
-        device = measure_device(context.backend, context.precision, context.config)
-        return {name: np.array(value) for name, value in dataclasses.asdict(device).items() if name != "name"}
-
-    key = {
-        "kind": "device",
-        "backend": context.backend.name,
-        "precision": context.precision,
-        "fingerprint": context.backend.fingerprint(),
-    }
-    with context.progress.stage("measure this machine"):
-        values = {name: value.item() for name, value in context.store.fetch(key, measure).items()}
-        device = Device(name=f"{context.backend.name} {context.precision}", **values)
-        cost = CostModel(estimate_work(context.captured.graph_module, context.captured.num_labels), device)
+    captured = context.captured
+    with context.progress.stage("measure this machine") as stage:
+        profile = find_profile(context.backend, context.precision, context.config, context.store, stage)
+        work = estimate_work(captured, context.backend.name)
+        cost = CostModel(work, profile.rates, max_length=captured.max_length)
         ratios = [_measured_over_predicted(context, cost, unpruned, size, length) for size in (1, 8, 32)]
-    return dataclasses.replace(cost, scale=float(np.median(ratios)))
+    return dataclasses.replace(cost, scale=float(np.median(ratios)), _tables={})
 
 
 def _measured_over_predicted(
@@ -78,7 +68,7 @@ def _measured_over_predicted(
     inputs = random_batch(context.captured.vocab_size, batch_size, length, seed=batch_size)
     point = unpruned_point(context)
     timing = measure_interleaved({"unpruned": [lambda: unpruned.run(inputs, point)]}, runs=5)["unpruned"]
-    return timing.median_s / float(cost.predict_unpruned(np.float64(batch_size), np.float64(length)))
+    return timing.median_s / float(cost.predict_unpruned(batch_size, np.float64(length)))
 
 
 def choose_from_texts(context: Context, cost: CostModel, part: TextPart, original_answer: np.ndarray) -> Chosen:
@@ -108,13 +98,13 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart, origina
 def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chosen:
     """Points that need no data: importance is not trained, so every schedule of keep ratios is one."""
     end = (context.captured.num_layers,)
-    lengths, batch_size = np.array([float(length)]), np.float64(context.settings.batch_size)
+    lengths, batch_size = np.array([length]), context.settings.batch_size
     layers, schedules = keep_schedules(context.captured.num_layers)
     steep = [KeepSchedule(layers, (ratio,) * len(layers)) for ratio in (0.4, 0.3, 0.2)]
     candidates = []
     for schedule in (*schedules, *steep):
         point = OperatingPoint(end, (), layers, schedule.keep_ratios, context.precision)
-        seconds, _ = cost.predict_segment(0, end[0], batch_size, lengths, point, True)
+        seconds = cost.predict_segment(0, end[0], batch_size, lengths, point)
         exit_layer = np.full(1, end[0])
         candidates.append(Candidate(point, float(seconds[0]), np.nan, exit_layer, np.zeros(1, np.int64)))
     ordered = sorted(candidates, key=lambda candidate: -candidate.seconds)

@@ -45,15 +45,28 @@ class Store:
             key: everything that the arrays depend on, as JSON values.
             compute: gives the arrays.
         """
-        path = self.directory / f"{digest(key)}.safetensors"
+        arrays = self.find_maybe(key)
+        if arrays is None:
+            arrays = compute()
+            self._write(self._path(key), arrays)
+        return arrays
+
+    def find_maybe(self, key: Mapping[str, object]) -> dict[str, np.ndarray] | None:
+        """The arrays stored under a key, or None."""
+        path = self._path(key)
         with contextlib.suppress(FileNotFoundError, SafetensorError):
-            arrays = load_file(path)
+            arrays: dict[str, np.ndarray] = load_file(path)
             os.utime(path)
             logger.info("%s: taken from %s", key.get("kind"), path)
             return arrays
-        arrays = compute()
-        self._write(path, arrays)
-        return arrays
+        return None
+
+    def remove(self, key: Mapping[str, object]) -> None:
+        """Forgets what is stored under a key."""
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: Mapping[str, object]) -> Path:
+        return self.directory / f"{digest(key)}.safetensors"
 
     def _write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         try:

@@ -15,12 +15,13 @@ class Timing:
 
     Attributes:
         median_s: median over the runs of the mean over their calls: what throughput follows from.
-        p10_s, p90_s: percentiles over single calls, which differ in length and in where they exit.
+        p10_s, p50_s, p90_s: percentiles over single calls, which differ in length and in where they exit.
         runs: how many runs there were.
     """
 
     median_s: float
     p10_s: float
+    p50_s: float
     p90_s: float
     runs: int
 
@@ -65,5 +66,5 @@ def _time(call: Callable[[], object], clock: Callable[[], float]) -> float:
 
 def _summarise(seconds: np.ndarray) -> Timing:
     """Summarises seconds (runs, calls)."""
-    p10, p90 = np.percentile(seconds, (10, 90))
-    return Timing(float(np.median(seconds.mean(1))), float(p10), float(p90), len(seconds))
+    p10, p50, p90 = np.percentile(seconds, (10, 50, 90))
+    return Timing(float(np.median(seconds.mean(1))), float(p10), float(p50), float(p90), len(seconds))

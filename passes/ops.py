@@ -85,9 +85,11 @@ def token_importance(mask: Tensor, query: Tensor, key: Tensor, value: Tensor, sc
     """
     real = (mask == 0).to(query.dtype).transpose(2, 3)
     mean_query = (query * real).sum(2, keepdim=True) / real.sum(2, keepdim=True)
-    attention = torch.softmax(mean_query @ key.transpose(2, 3) * scale + mask, dim=-1)
+    # Not a matrix product: one row each is too little for it, and its operand would be transposed for nothing.
+    scores = (key * (mean_query * scale)).sum(-1)
+    attention = torch.softmax(scores + mask[:, 0], dim=-1)
     norms = value.square().sum(-1).sqrt()
-    return (attention[:, :, 0] * norms).sum(1)
+    return (attention * norms).sum(1)
 
 
 def keep_tokens(importance: Tensor, mask: Tensor, num_kept: Tensor, slots: Tensor) -> Tensor:

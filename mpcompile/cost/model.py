@@ -1,80 +1,67 @@
-"""Time of an operating point, predicted.
-
-Roofline (Williams et al. 2009): a node takes max(flops / peak, bytes / bandwidth) and a fixed part;
-an engine takes its nodes and a fixed part; a workload takes its examples' engines.
-"""
+"""Time of a segment at an operating point, predicted; runs nothing."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from mpcompile.cost.device import Device
-from mpcompile.cost.nodes import FP32_BYTES, GraphWork, NodeWork
+from mpcompile.cost.fusion import FP32_BYTES
+from mpcompile.cost.rates import Rates
+from mpcompile.cost.roofline import predict_region
+from mpcompile.cost.work import GraphWork, Part, Size
 from mpcompile.operating_point import OperatingPoint, count_kept
-
-Size = np.ndarray | np.float64
-"""A number of examples or tokens, or an array of them."""
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Predicts times and counts flops from work and device; runs nothing.
+    """Predicts times and counts flops from work and rates.
 
     Attributes:
         work: the captured model's.
-        device: peaks and overheads.
+        rates: the device's.
         scale: measured over predicted time of the unpruned model, 1 before calibration.
+        max_length: tokens that the model reads at most.
     """
 
     work: GraphWork
-    device: Device
+    rates: Rates
     scale: float = 1.0
-
-    def predict_layers(
-        self, first: int, last: int, batch_size: Size, seq_len: Size, point: OperatingPoint
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of layers `first` to `last` (exclusive), and the tokens left behind them.
-
-        Args:
-            batch_size: examples, any shape.
-            seq_len: tokens that enter, the same shape.
-            point: for its keep ratios.
-        """
-        seconds = np.zeros(np.shape(seq_len))
-        for layer in range(first, last):
-            seconds = seconds + self._predict(self.work.attention[layer], batch_size, seq_len)
-            if point.keep_ratio_at(layer) < 1.0 or layer in point.prune_layers:
-                seconds = seconds + self._predict(self._prune_work(), batch_size, seq_len)
-                seq_len = count_kept(point.keep_ratio_at(layer), seq_len)
-            seconds = seconds + self._predict(self.work.feed_forward[layer], batch_size, seq_len)
-        return seconds, np.asarray(seq_len)
+    max_length: int = 512
+    _tables: dict[tuple[int, float, float, bool], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def predict_segment(
-        self,
-        first: int,
-        exit_layer: int,
-        batch_size: Size,
-        seq_len: Size,
-        point: OperatingPoint,
-        has_embeddings: bool,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of one engine: layers `first` to `exit_layer`, its classifier, its call; and the tokens left."""
-        seconds, kept = self.predict_layers(first, exit_layer, batch_size, seq_len, point)
-        if has_embeddings:
-            seconds = seconds + self._predict(self.work.embeddings, batch_size, seq_len)
-        is_end = exit_layer == self.work.num_layers
-        classifier = self.work.classifier if is_end else self._exit_work()
-        seconds = seconds + self._predict(classifier, batch_size, kept)
-        return seconds + self.device.engine_overhead_s, kept
+        self, first: int, exit_layer: int, batch_size: float, seq_len: Size, point: OperatingPoint
+    ) -> np.ndarray:
+        """Seconds of one engine: what it computes, its call, and the host's look at the entropies.
 
-    def predict_unpruned(self, batch_size: Size, seq_len: Size) -> np.ndarray:
+        Args:
+            first, exit_layer: layers that it runs, the second exclusive.
+            batch_size: examples.
+            seq_len: tokens that enter, a number or an array.
+            point: for its keep ratios, and for its last exit, which nobody looks at.
+        """
+        seconds = np.full(np.shape(seq_len), self.rates.engine_s)
+        if exit_layer != point.exit_layers[-1]:
+            seconds = seconds + self.rates.sync_s
+        cached = self._weights_cached(first, exit_layer)
+        for part in self.work.list_parts(first, exit_layer, seq_len, point):
+            seconds = seconds + self._predict(part, batch_size, cached)
+        return seconds
+
+    def predict_reshape(self, first: int, exit_layer: int, point: OperatingPoint) -> float:
+        """Seconds that an engine takes more when its sizes differ from those of its last call."""
+        if self.rates.reshape_s == 0.0:
+            return 0.0
+        parts = self.work.list_parts(first, exit_layer, np.float64(1), point)
+        return self.scale * self.rates.reshape_s * sum(part.region.num_launches for part in parts)
+
+    def predict_unpruned(self, batch_size: float, seq_len: Size) -> np.ndarray:
         """Seconds of the whole model in one engine."""
-        point = OperatingPoint(exit_layers=(self.work.num_layers,))
-        return self.predict_segment(0, self.work.num_layers, batch_size, seq_len, point, has_embeddings=True)[0]
+        end = self.work.num_layers
+        return self.predict_segment(0, end, batch_size, seq_len, OperatingPoint((end,)))
 
     def split_tokens(self, exit_layers: Sequence[int], seq_len: int) -> tuple[float, ...]:
         """Padding tokens that cost as much as another call, for the segment that ends at each exit.
@@ -83,59 +70,47 @@ class CostModel:
             exit_layers: where the segments end, ascending.
             seq_len: a typical length.
         """
-        point = OperatingPoint(exit_layers=(self.work.num_layers,))
-        length, tokens = np.float64(seq_len), []
-        for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exit_layers))):
-            few, many = (
-                float(self.predict_segment(first, exit_layer, np.float64(n), length, point, index == 0)[0])
-                for n in (8, 16)
-            )
+        point = OperatingPoint(exit_layers=(exit_layers[-1],))
+        tokens = []
+        for first, exit_layer in itertools.pairwise((0, *exit_layers)):
+            few, many = (float(self.predict_segment(first, exit_layer, n, np.float64(seq_len), point)) for n in (8, 16))
             per_token = max(many - few, 1e-12) / (8 * seq_len)
             tokens.append(max(few - 8 * seq_len * per_token, 0.0) / per_token)
         return tuple(tokens)
 
-    def count_flops(self, seq_len: Size, point: OperatingPoint, exit_layer: np.ndarray) -> np.ndarray:
+    def count_flops(self, seq_len: np.ndarray, point: OperatingPoint, exit_layer: np.ndarray) -> np.ndarray:
         """Flops of each example alone: its own length, its own exit, (N,)."""
-        one = np.ones_like(seq_len, dtype=np.float64)
-        flops = self._count(self.work.embeddings, one, seq_len)
-        for exited in point.exit_layers:
-            is_end = exited == self.work.num_layers
-            head = self.work.classifier if is_end else self._exit_work()
-            flops = flops + (exit_layer >= exited) * self._count(head, one, seq_len)
-        for layer in range(self.work.num_layers):
+        one, length = np.float64(1), np.asarray(seq_len, np.float64)
+        flops = np.broadcast_to(self.work.embeddings.count_flops(one, length), length.shape)
+        for layer in range(self.work.num_layers + 1):
+            if layer in point.exit_layers:
+                head = self.work.classifier if layer == self.work.num_layers else self.work.exits[layer]
+                flops = flops + (exit_layer >= layer) * head.count_flops(one, length)
+            if layer == self.work.num_layers:
+                break
             ran = exit_layer > layer
-            flops = flops + ran * self._count(self.work.attention[layer], one, seq_len)
+            flops = flops + ran * self.work.attention[layer].count_flops(one, length)
             if layer in point.prune_layers:
-                flops = flops + ran * self._count(self._prune_work(), one, seq_len)
-                seq_len = count_kept(point.keep_ratio_at(layer), seq_len)
-            flops = flops + ran * self._count(self.work.feed_forward[layer], one, seq_len)
-        return flops
+                kept = count_kept(point.keep_ratio_at(layer), length).astype(np.float64)
+                flops = flops + ran * self.work.prune[layer].count_flops(one, length, kept)
+                length = kept
+            flops = flops + ran * self.work.feed_forward[layer].count_flops(one, length)
+        return np.asarray(flops)
 
-    def _prune_work(self) -> tuple[NodeWork, ...]:
-        size = self.work.hidden_size
-        # Mean query, one row of attention, value norms: 6 flops per element; q, k, v and h are read, h written.
-        score = NodeWork(lambda b, s: 6 * b * s * size, lambda b, s: FP32_BYTES * 5 * b * s * size, 1)
-        # Reductions, top-k, sort and gather are about six small nodes beside the score.
-        return (score, NodeWork(lambda b, s: 0 * b, lambda b, s: 0 * b, 6))
+    def count_weight_bytes(self, first: int, exit_layer: int) -> float:
+        """Parameters that an engine reads, in the precision of the rates; without the tables of ids."""
+        parts = self.work.list_parts(first, exit_layer, np.float64(1), OperatingPoint((exit_layer,)))
+        return sum(part.region.weight_bytes for part in parts) * self.rates.activation_bytes / FP32_BYTES
 
-    def _exit_work(self, width: int = 128) -> tuple[NodeWork, ...]:
-        size, labels = self.work.hidden_size, self.work.num_labels
-        weights = FP32_BYTES * width * (2 * size + labels)
-        pool = NodeWork(lambda b, s: 3 * b * s * size, lambda b, s: FP32_BYTES * b * s * size, 1)
-        head = NodeWork(lambda b, s: 2 * b * width * (2 * size + labels), lambda b, s: weights + 0 * b, 1)
-        return (pool, head)
+    def _weights_cached(self, first: int, exit_layer: int) -> bool:
+        return self.count_weight_bytes(first, exit_layer) <= self.rates.cache_bytes
 
-    def _predict(self, nodes: Sequence[NodeWork], batch_size: Size, seq_len: Size) -> np.ndarray:
-        seconds = np.zeros(np.broadcast_shapes(np.shape(batch_size), np.shape(seq_len)))
-        narrow = self.device.activation_bytes / FP32_BYTES
-        for node in nodes:
-            compute_s = node.flops(batch_size, seq_len) / self.device.peak_flops_per_s
-            memory_s = node.bytes_moved(batch_size, seq_len) * narrow / self.device.peak_bytes_per_s
-            seconds = seconds + node.count * (np.maximum(compute_s, memory_s) + self.device.node_overhead_s)
-        return self.scale * seconds
-
-    def _count(self, nodes: Sequence[NodeWork], batch_size: Size, seq_len: Size) -> np.ndarray:
-        total = np.zeros(np.shape(seq_len))
-        for node in nodes:
-            total = total + node.count * node.flops(batch_size, seq_len)
-        return total
+    def _predict(self, part: Part, batch_size: float, cached: bool) -> np.ndarray:
+        """Seconds of a part, looked up: lengths are whole numbers, and a search asks for the same ones again."""
+        key = (id(part.region), float(batch_size), part.keep_ratio, cached)
+        if key not in self._tables:
+            lengths = np.arange(1.0, self.max_length + 1)
+            work = part.region.evaluate(np.float64(batch_size), lengths, count_kept(part.keep_ratio, lengths))
+            predicted = self.scale * predict_region(self.rates, work, cached)
+            self._tables[key] = np.broadcast_to(predicted, lengths.shape)
+        return self._tables[key][np.asarray(part.seq_len, np.int64) - 1]

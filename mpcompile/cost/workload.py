@@ -9,7 +9,7 @@ import numpy as np
 
 from mpcompile.cost.model import CostModel
 from mpcompile.grouping import split_by_length
-from mpcompile.operating_point import OperatingPoint
+from mpcompile.operating_point import OperatingPoint, count_left
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ def _predict(
     first = chain.exit_layers[index - 1] if index else 0
     exit_layer = chain.exit_layers[index]
     total = 0.0
+    # Texts differ in length: a call of the sizes of the call before is the exception.
+    reshape_s = cost.predict_reshape(first, exit_layer, point)
     for part in split_by_length(length, chain.split_tokens[index]):
-        size, longest = np.float64(len(part)), np.float64(length[part].max())
-        taken, _ = cost.predict_segment(first, exit_layer, size, longest, point, index == 0)
-        total += float(taken)
+        total += float(cost.predict_segment(first, exit_layer, len(part), length[part].max(), point)) + reshape_s
         staying = part[leaves[part] > exit_layer]
         if len(staying):
-            _, kept = cost.predict_layers(first, exit_layer, size, length[staying], point)
+            kept = count_left(point, first, exit_layer, length[staying])
             total += _predict(cost, chain, point, index + 1, kept, leaves[staying])
     return total

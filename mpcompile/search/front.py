@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from mpcompile.cost.model import CostModel
 from mpcompile.features import KeepSchedule
-from mpcompile.operating_point import OperatingPoint
+from mpcompile.operating_point import OperatingPoint, count_left
 from mpcompile.search.thresholds import ExitTable, search_thresholds
 
 MAX_EXITS = 4
@@ -132,8 +132,9 @@ class PointSearch:
         if all(ratio == 1.0 for ratio in point.keep_ratios):
             point = OperatingPoint(exits[-1:])
         length, elapsed, seconds = self._lengths, np.zeros(len(self._lengths)), []
-        for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exits))):
-            taken, length = self._cost.predict_segment(first, exit_layer, self._batch_size, length, point, index == 0)
+        for first, exit_layer in itertools.pairwise((0, *exits)):
+            taken = self._cost.predict_segment(first, exit_layer, self._batch_size, length, point)
+            length = count_left(point, first, exit_layer, length)
             elapsed = elapsed + taken / self._batch_size
             seconds.append(elapsed)
         return ExitTable(

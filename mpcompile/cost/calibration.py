@@ -1,0 +1,307 @@
+"""Rates of the present machine, measured: engines of small random encoders are timed and the model is fitted to them.
+
+What is timed is what is deployed: segments with exits and prunes, built by the backend. Eight numbers
+explain all of them; they are fitted in log space, so that a fast engine counts as much as a slow one,
+robustly, because other processes disturb some measurements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares
+
+from mpcompile.capture import CapturedModel, capture
+from mpcompile.cost.fusion import FP32_BYTES
+from mpcompile.cost.rates import Rates
+from mpcompile.cost.roofline import predict_region
+from mpcompile.cost.work import GraphWork, Work, estimate_work
+from mpcompile.operating_point import OperatingPoint, count_kept
+from mpcompile.partition import partition
+from mpcompile.segment import Backend, BuildConfig, Engine, Segment, default_profile
+from mpcompile.timing import measure_interleaved
+from passes import ExitHead
+
+FITTED = (
+    "matmul_flops_per_s",
+    "attention_flops_per_s",
+    "vector_flops_per_s",
+    "memory_bytes_per_s",
+    "cache_bytes_per_s",
+    "launch_s",
+    "engine_s",
+    "product_s",
+)
+"""What is fitted; the rest of the rates stays as declared."""
+PRIOR_WEIGHT = 0.02
+"""Pull of each declared number, so that one that the engines do not depend on stays plausible: a deviation
+by a factor e costs as much as a misfit of 2% of one engine."""
+EXIT_LAYER, PRUNE_LAYER, NUM_LAYERS = 1, 1, 3
+SETTLE_S = 0.01
+"""Calls of the same sizes come in a row: for this long untimed, until caches and memory are theirs, then timed."""
+
+
+Key = tuple[int, int, int, float]
+"""Index of a segment, batch size, length, keep ratio."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Engines and sizes to time.
+
+    Attributes:
+        hidden_size, num_heads: of the random encoder.
+        batch_sizes, lengths: all pairs of at most `max_tokens` tokens.
+        keep_ratios: of its prune.
+        max_tokens: tokens of a batch at most.
+    """
+
+    hidden_size: int
+    num_heads: int
+    batch_sizes: tuple[int, ...]
+    lengths: tuple[int, ...]
+    keep_ratios: tuple[float, ...]
+    max_tokens: int = 3072
+
+    def shapes(self) -> Iterator[tuple[int, int]]:
+        """Pairs of batch size and length."""
+        for batch_size in self.batch_sizes:
+            for length in self.lengths:
+                if batch_size * length <= self.max_tokens:
+                    yield batch_size, length
+
+
+QUICK = (Grid(256, 8, (1, 4, 32), (4, 24, 96), (0.5,), 2048),)
+FULL = (
+    Grid(256, 8, (1, 4, 16, 64), (4, 16, 48, 128, 320), (0.3, 0.8)),
+    Grid(768, 12, (1, 4, 16, 64), (4, 16, 48, 128, 320), (0.3, 0.8)),
+)
+HELD_OUT = (Grid(384, 12, (1, 2, 8, 32), (8, 24, 40, 64, 100, 200, 400), (0.25, 0.5, 0.9)),)
+"""Widths, batches, lengths and ratios that are not fitted to."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One engine at one size.
+
+    Attributes:
+        name: model, segment and size.
+        parts: what it computes.
+        weight_bytes: parameters that it reads, fp32.
+        num_launches: kernels that it is run as.
+        measured_s: median seconds of a call after one of the same sizes.
+    """
+
+    name: str
+    parts: tuple[Work, ...]
+    weight_bytes: float
+    num_launches: int
+    measured_s: float
+
+    def predict(self, rates: Rates) -> float:
+        """Seconds by the cost model."""
+        cached = self.weight_bytes * rates.activation_bytes / FP32_BYTES <= rates.cache_bytes
+        return rates.engine_s + sum(float(predict_region(rates, part, cached)) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A measured machine.
+
+    Attributes:
+        rates: fitted.
+        median_error, p95_error: of |predicted / measured - 1| over the samples.
+        num_samples: engines and sizes that were timed.
+    """
+
+    rates: Rates
+    median_error: float
+    p95_error: float
+    num_samples: int
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "rates": dataclasses.asdict(self.rates)}
+
+
+def calibrate(
+    backend: Backend,
+    precision: str,
+    config: BuildConfig,
+    declared: Rates,
+    grids: Sequence[Grid] = FULL,
+    runs: int = 2,
+    on_step: Callable[[float], None] = lambda _: None,
+) -> Profile:
+    """Measures the present machine: about a minute with `FULL`, seconds with `QUICK`.
+
+    Args:
+        backend: builds the engines.
+        precision: of the engines.
+        config: of the engines.
+        declared: where the fit starts, and what it does not fit.
+        grids: what to time.
+        runs: timings of each size, interleaved.
+        on_step: told the share done.
+
+    Raises:
+        BackendError: when an engine cannot be built.
+    """
+    samples: list[Sample] = []
+    reshape_s = []
+    for i, grid in enumerate(grids):
+        bench = GridBench(backend, precision, config, grid)
+        on_step((i + 0.3) / len(grids))
+        samples += bench.measure(runs, lambda share, i=i: on_step((i + 0.3 + 0.7 * share) / len(grids)))  # type: ignore[misc]
+        reshape_s.append(bench.measure_reshape(runs))
+    rates = dataclasses.replace(fit_rates(samples, declared), reshape_s=float(np.mean(reshape_s)))
+    return describe_fit(rates, samples)
+
+
+def fit_rates(samples: Sequence[Sample], declared: Rates) -> Rates:
+    """The rates that explain samples best, in the sense of a robust fit of log time with a weak prior."""
+    start = np.log([getattr(declared, name) for name in FITTED])
+    measured = np.log([sample.measured_s for sample in samples])
+
+    def misfit(logs: np.ndarray) -> np.ndarray:
+        rates = _with_fitted(declared, logs)
+        predicted = np.log([sample.predict(rates) for sample in samples])
+        return np.concatenate([predicted - measured, PRIOR_WEIGHT * (logs - start)])
+
+    fitted = least_squares(misfit, start, loss="soft_l1", f_scale=0.1, diff_step=1e-3)
+    return _with_fitted(declared, fitted.x)
+
+
+def describe_fit(rates: Rates, samples: Sequence[Sample]) -> Profile:
+    """Rates with their errors on samples."""
+    errors = np.array([abs(sample.predict(rates) / sample.measured_s - 1.0) for sample in samples])
+    return Profile(rates, float(np.median(errors)), float(np.percentile(errors, 95)), len(samples))
+
+
+class GridBench:
+    """Engines of a random encoder with an exit and a prune, and what they compute.
+
+    Args:
+        backend: builds the engines.
+        precision: of the engines.
+        config: of the engines.
+        grid: the encoder, and sizes to time it at.
+    """
+
+    def __init__(self, backend: Backend, precision: str, config: BuildConfig, grid: Grid) -> None:
+        captured = random_encoder(grid.hidden_size, grid.num_heads)
+        head = ExitHead(captured.hidden_size, captured.num_labels).eval()
+        self.segments = partition(captured, {EXIT_LAYER: head}, (PRUNE_LAYER,), None, precision)
+        profile = default_profile(captured.max_length)
+        self._engines = [backend.load(backend.build(s, profile, config), s, config) for s in self.segments]
+        self._work = estimate_work(captured, backend.name)
+        self._grid = grid
+
+    def measure(self, runs: int, on_step: Callable[[float], None] = lambda _: None) -> list[Sample]:
+        """Times every engine at every size of the grid."""
+        calls: dict[Key, Callable[[], object]] = {}
+        for batch_size, length in self._grid.shapes():
+            for index, segment in enumerate(self.segments):
+                for ratio in self._grid.keep_ratios if segment.prune_layers else (1.0,):
+                    key = (index, batch_size, length, ratio)
+                    calls[key] = make_call(segment, self._engines[index], *key[1:])
+        timings = measure_steady(calls, runs, on_step)
+        return [describe_sample(self._work, self.segments, *key, seconds) for key, seconds in timings.items()]
+
+    def measure_reshape(self, runs: int) -> float:
+        """Seconds per kernel that a call takes more after one of other sizes; see `Rates.reshape_s`."""
+        extra = []
+        for index, segment in enumerate(self.segments):
+            keys = [(index, 1, length, 0.5) for length in (40, 48)]
+            calls = {key: make_call(segment, self._engines[index], *key[1:]) for key in keys}
+            steady_s = np.mean(list(measure_steady(calls, runs).values()))
+            mixed_s = measure_interleaved({"mixed": list(calls.values()) * 10}, runs)["mixed"].p50_s
+            extra.append((mixed_s - steady_s) / describe_sample(self._work, self.segments, *keys[1], 1.0).num_launches)
+        return max(float(np.mean(extra)), 0.0)
+
+
+def measure_steady(
+    calls: Mapping[Key, Callable[[], object]], runs: int, on_step: Callable[[float], None] = lambda _: None
+) -> dict[Key, float]:
+    """Median seconds of each call among calls of its own sizes."""
+    rows: dict[str, list[Callable[[], object]]] = {}
+    for key, call in calls.items():
+        probe_s = measure_interleaved({"probe": [call]}, 1)["probe"].median_s
+        count = int(np.clip(SETTLE_S / probe_s, 2, 30))
+        rows[f"settle {key}"], rows[str(key)] = [call] * count, [call] * (count + 1)
+    timings = measure_interleaved(rows, runs, warm_up=0, on_run=on_step)
+    return {key: timings[str(key)].p50_s for key in calls}
+
+
+def random_encoder(hidden_size: int, num_heads: int) -> CapturedModel:
+    """A classifier of three layers whose time is that of a trained one; its answers mean nothing."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=1000,
+        hidden_size=hidden_size,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=num_heads,
+        intermediate_size=4 * hidden_size,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return capture(BertForSequenceClassification(config).eval())
+
+
+def make_call(
+    segment: Segment, engine: Engine, batch_size: int, seq_len: int, keep_ratio: float
+) -> Callable[[], Mapping[str, np.ndarray]]:
+    """A call of an engine with inputs of a size, without padding."""
+    rng = np.random.default_rng(0)
+    if segment.index == 0:
+        ids = rng.integers(0, 1000, (batch_size, seq_len))
+        inputs: dict[str, np.ndarray] = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+        }
+    else:
+        inputs = {
+            "hidden": rng.standard_normal((batch_size, seq_len, segment.hidden_size), np.float32),
+            "mask": np.zeros((batch_size, 1, 1, seq_len), np.float32),
+            "rows": np.arange(batch_size),
+            "positions": np.arange(seq_len),
+        }
+    kept = np.full(batch_size, seq_len)
+    for layer in segment.prune_layers:
+        kept = count_kept(keep_ratio, kept)
+        inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = kept, np.arange(int(kept[0]))
+    inputs = {name: inputs[name] for name in segment.input_names}
+    return lambda: engine(inputs)
+
+
+def describe_sample(
+    work: GraphWork,
+    segments: Sequence[Segment],
+    index: int,
+    batch_size: int,
+    seq_len: int,
+    keep_ratio: float,
+    measured_s: float,
+) -> Sample:
+    """A measurement with the work that explains it."""
+    segment = segments[index]
+    first = segments[index - 1].exit_layer if index else 0
+    point = OperatingPoint((segment.exit_layer,), (), segment.prune_layers, (keep_ratio,) * len(segment.prune_layers))
+    size, parts = np.float64(batch_size), list(work.list_parts(first, segment.exit_layer, np.float64(seq_len), point))
+    return Sample(
+        name=f"layers {first}-{segment.exit_layer}, batch {batch_size}, length {seq_len}, keep {keep_ratio:g}",
+        parts=tuple(p.region.evaluate(size, p.seq_len, count_kept(p.keep_ratio, p.seq_len)) for p in parts),
+        weight_bytes=sum(part.region.weight_bytes for part in parts),
+        num_launches=sum(part.region.num_launches for part in parts),
+        measured_s=measured_s,
+    )
+
+
+def _with_fitted(declared: Rates, logs: np.ndarray) -> Rates:
+    return dataclasses.replace(declared, **dict(zip(FITTED, np.exp(logs).tolist(), strict=True)))

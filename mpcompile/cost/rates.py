@@ -1,0 +1,101 @@
+"""What a device does per second in one precision, through one backend. SI units.
+
+Declared numbers are what a datasheet promises times the share of it that kernels get; measured ones
+(`calibration`) replace them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpcompile.cost.devices import Device
+from mpcompile.cost.fusion import FP32_BYTES
+from mpcompile.errors import SettingError
+
+ELEMENT_BYTES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+
+MATMUL_SHARE, ATTENTION_SHARE, VECTOR_SHARE = 0.6, 0.35, 0.4
+MEMORY_SHARE, CACHE_SHARE = 0.8, 0.6
+"""Shares of the declared peaks that kernels of an encoder get. They were set once, to round numbers, before
+the model was compared with NVIDIA's tables; `Device.time_scale` is what the comparison then fits."""
+
+GPU_TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (32, 32))
+"""Rows and columns of the output tiles that CUTLASS and cuBLAS kernels come in, largest first."""
+CPU_PRODUCT_S = 5e-7
+"""A small product in a batch of them is a call of a kernel in a loop, about half a microsecond."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of a device.
+
+    Attributes:
+        name: device, backend and precision.
+        matmul_flops_per_s: of large matrix products, all units together.
+        attention_flops_per_s: of the products inside fused attention.
+        vector_flops_per_s: of everything else.
+        memory_bytes_per_s: of main memory.
+        cache_bytes_per_s: of the last-level cache.
+        cache_bytes: its size; what an engine reads again is there when it fits.
+        launch_s: fixed time of a kernel.
+        engine_s: fixed time of a call of an engine.
+        sync_s: the host's look at an off-ramp's result; 0 where engines answer into host memory.
+        reshape_s: time of a kernel more when sizes differ from those of the call before: the engine plans anew.
+        product_s: fixed time of each product of a batch of them (one per example and head), where a loop calls them.
+        num_units: tiles that run at a time.
+        tiles: (rows, columns) of the tiles that the products' kernels come in, largest first.
+        overlap: share of the shorter of arithmetic and traffic that hides behind the longer, [0, 1].
+        activation_bytes: bytes of an element that moves.
+    """
+
+    name: str
+    matmul_flops_per_s: float
+    attention_flops_per_s: float
+    vector_flops_per_s: float
+    memory_bytes_per_s: float
+    cache_bytes_per_s: float
+    cache_bytes: float
+    launch_s: float
+    engine_s: float
+    sync_s: float = 0.0
+    product_s: float = 0.0
+    reshape_s: float = 0.0
+    num_units: int = 1
+    tiles: tuple[tuple[int, int], ...] = ((1, 1),)
+    overlap: float = 1.0
+    activation_bytes: int = FP32_BYTES
+
+
+def declare_rates(device: Device, precision: str) -> Rates:
+    """Rates of a device that nobody measured.
+
+    Args:
+        device: its peaks.
+        precision: of matrix products and of what moves; attention runs in f16 where that is int8 or fp8.
+
+    Raises:
+        SettingError: when the device has no such precision.
+    """
+    peaks = device.peak_flops_per_s
+    if precision not in peaks:
+        raise SettingError(f"precision: {precision!r}; {device.name} has {', '.join(peaks)}: choose one of these")
+    is_gpu = device.kind == "gpu"
+    attention = "f16" if is_gpu and precision in ("int8", "fp8") else precision
+    return Rates(
+        name=f"{device.name} {precision}",
+        matmul_flops_per_s=MATMUL_SHARE * peaks[precision],
+        attention_flops_per_s=ATTENTION_SHARE * peaks[attention],
+        vector_flops_per_s=VECTOR_SHARE * peaks["f32"],
+        memory_bytes_per_s=MEMORY_SHARE * device.peak_bytes_per_s,
+        cache_bytes_per_s=CACHE_SHARE * device.l2_bytes_per_s,
+        cache_bytes=device.l2_bytes,
+        launch_s=device.launch_overhead_s,
+        engine_s=device.engine_overhead_s,
+        sync_s=device.sync_overhead_s if is_gpu else 0.0,
+        product_s=0.0 if is_gpu else CPU_PRODUCT_S,
+        num_units=device.num_sms if is_gpu else 1,
+        tiles=GPU_TILES if is_gpu else ((1, 1),),
+        # A core waits for the weights of a small product; thousands of threads hide that.
+        overlap=1.0 if is_gpu else 0.0,
+        activation_bytes=ELEMENT_BYTES[precision],
+    )
