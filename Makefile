@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= build/demo
 
-.PHONY: demo test lint bench-smoke clean
+.PHONY: demo test lint browser bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py --work $(DEMO_DIR)
@@ -15,6 +15,15 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The tests of report.html open it in Chromium, and are skipped where there is none.
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core) > /dev/null 2>&1 \
+			|| echo "Chromium could not be installed: the browser tests are skipped"; \
+	else echo "there is no Chromium, and only root can install it: the browser tests are skipped"; fi
 
 bench-smoke: $(VENV)/.bench
 	$(BIN)/python bench/bench_cpu.py --smoke

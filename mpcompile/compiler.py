@@ -25,6 +25,9 @@ from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.packing import find_versions, head_weights, pack_model
 from mpcompile.partition import partition
+from mpcompile.pictures.pyramid import count_pyramid
+from mpcompile.pictures.records import SampleText
+from mpcompile.pictures.samples import trace_samples
 from mpcompile.progress import StageProgress
 from mpcompile.reference import answer_as_original, build_unpruned
 from mpcompile.report import Report
@@ -76,7 +79,8 @@ def optimize(
             workload; 1 to 100. The point that loses least among those that reach it is taken.
         tokenizer: found beside the model when it is a path or id.
         texts: unlabelled or labelled texts of the domain: strings, pairs, a datasets.Dataset, or a path to csv,
-            jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown.
+            jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown. Eight of them
+            are shown in report.json and report.html, which are part of the artifact.
         labels: class names or ids of `texts`; with them accuracy is measured, without them agreement.
         test: labelled texts that are read once, at the end, for the report.
         max_drop: loss that is allowed, such as 0.005; a point that loses more on held-out texts is refused.
@@ -127,6 +131,7 @@ def optimize(
         choice, front, timings = _settle(built.systems, front, settings)
         checked = check_point(context, built.systems.runtime, front[choice.index].point, parts, test_part)
         report = _report(context, built, front, choice, timings, checked, parts, examples)
+        report = _add_pictures(report, context, built, chosen, parts)
         return pack_model(context, built.systems.runtime, built.plans, chosen.heads, report)
 
 
@@ -259,6 +264,30 @@ def _report(
         },
         machine=describe_machine(context),
         notes=tuple(notes),
+        max_drop=context.settings.max_drop,
+    )
+
+
+def _add_pictures(report: Report, context: Context, built: _Built, chosen: Chosen, parts: Texts | None) -> Report:
+    """What report.html shows beside the numbers: the model, the pyramid and what became of some texts."""
+    point, num_layers = report.operating_points[report.chosen].point, context.captured.num_layers
+    exit_layer = next(candidate.exit_layer for candidate in chosen.candidates if candidate.point == point)
+    lengths = np.array([built.length])
+    samples: tuple[SampleText, ...] = ()
+    if parts is not None:
+        lengths = parts.choosing.lengths
+        with context.progress.stage("trace sample texts"):
+            samples = trace_samples(context, built.systems.runtime, point, parts.certifying)
+    name = context.original.name
+    return dataclasses.replace(
+        report,
+        model={
+            "name": Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name,
+            "num_layers": num_layers,
+            "num_labels": context.captured.num_labels,
+        },
+        pyramid=count_pyramid(lengths, exit_layer, point, num_layers),
+        samples=samples,
     )
 
 

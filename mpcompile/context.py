@@ -68,10 +68,12 @@ class TextPart:
     Attributes:
         encoded: tokens of each.
         labels: class ids (N,), None when unknown.
+        examples: the texts as they were given.
     """
 
     encoded: tuple[TokenIds, ...]
     labels: np.ndarray | None
+    examples: Examples | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -81,7 +83,8 @@ class TextPart:
     def take(self, index: np.ndarray) -> TextPart:
         """The texts at some positions."""
         labels = None if self.labels is None else self.labels[index]
-        return TextPart(tuple(self.encoded[i] for i in index), labels)
+        examples = None if self.examples is None else self.examples.take(index)
+        return TextPart(tuple(self.encoded[i] for i in index), labels, examples)
 
 
 def encode_examples(context: Context, examples: Examples, name: str) -> TextPart:
@@ -98,7 +101,7 @@ def encode_examples(context: Context, examples: Examples, name: str) -> TextPart
     labels = None
     if examples.labels is not None:
         labels = labels_to_ids(examples.labels, context.captured.id2label, f"labels of {name}")
-    return TextPart(tuple(context.encoder.encode(examples.texts, examples.text_pairs)), labels)
+    return TextPart(tuple(context.encoder.encode(examples.texts, examples.text_pairs)), labels, examples)
 
 
 def split_texts(context: Context, examples: Examples) -> Texts:

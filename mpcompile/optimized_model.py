@@ -16,7 +16,7 @@ from mpcompile.errors import DataError, SettingError
 from mpcompile.front import MeasuredPoint, check_target, choose_point
 from mpcompile.report import Report
 from mpcompile.requests import ModelSignature, check_request
-from mpcompile.runtime import RunResult, Runtime
+from mpcompile.runtime import Runner, RunResult
 from mpcompile.text import TextEncoder
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class OptimizedModel:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: Runner,
         signature: ModelSignature,
         report: Report,
         encoder: TextEncoder | None,

@@ -19,9 +19,10 @@ from mpcompile.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
 from mpcompile.context import Context
 from mpcompile.loading import plan_path
 from mpcompile.optimized_model import OptimizedModel
+from mpcompile.pictures.page import PAGE, find_missing_maybe, render_page
 from mpcompile.report import Report
 from mpcompile.requests import ModelSignature
-from mpcompile.runtime import Runtime
+from mpcompile.runtime import Runner
 from passes import ExitHead
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def pack_model(
-    context: Context, runtime: Runtime, plans: Sequence[bytes], heads: Mapping[int, ExitHead], report: Report
+    context: Context, runtime: Runner, plans: Sequence[bytes], heads: Mapping[int, ExitHead], report: Report
 ) -> OptimizedModel:
     """Writes the artifact into a temporary directory, which goes when the returned model does."""
     captured = context.captured
@@ -45,6 +46,7 @@ def pack_model(
         save_file(head_weights(heads), directory / EXITS)
         if context.encoder is not None:
             context.encoder.save(directory)
+        report = _write_page(directory / PAGE, report)
         (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
         manifest = Manifest(
             backend=context.backend.name,
@@ -62,6 +64,15 @@ def pack_model(
         raise
     weakref.finalize(model, shutil.rmtree, directory, ignore_errors=True)
     return model
+
+
+def _write_page(path: Path, report: Report) -> Report:
+    """Writes the report as a page, or notes in the report why there is none."""
+    missing = find_missing_maybe()
+    if missing is not None:
+        return report.with_notes(f"{path.name} was left out: {missing}")
+    path.write_text(render_page(report), "utf-8")
+    return report
 
 
 def _save_original(model: PreTrainedModel, directory: Path) -> None:

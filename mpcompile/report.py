@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mpcompile.front import MeasuredPoint
 from mpcompile.operating_point import OperatingPoint
+from mpcompile.pictures.records import PyramidLayer, SampleText
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Report:
         workload: batch size, number of texts and their lengths.
         machine: hardware and versions.
         notes: warnings, fallbacks and what was left out.
+        max_drop: loss that was allowed, None when no limit was given.
+        model: name, number of encoder layers and of classes.
+        pyramid: what runs in each encoder layer at the chosen point.
+        samples: some texts, traced token by token; empty without texts.
     """
 
     target_speedup: float
@@ -56,6 +61,10 @@ class Report:
     workload: dict[str, Any]
     machine: dict[str, str]
     notes: tuple[str, ...] = field(default=())
+    max_drop: float | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    pyramid: tuple[PyramidLayer, ...] = ()
+    samples: tuple[SampleText, ...] = ()
 
     def with_notes(self, *notes: str) -> Report:
         """The report with more notes."""
@@ -64,14 +73,24 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        points = [point.to_json() for point in self.operating_points]
-        return {**values, "operating_points": points, "notes": list(self.notes)}
+        return {
+            **values,
+            "operating_points": [point.to_json() for point in self.operating_points],
+            "notes": list(self.notes),
+            "pyramid": [dataclasses.asdict(layer) for layer in self.pyramid],
+            "samples": [dataclasses.asdict(sample) for sample in self.samples],
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Report:
-        """What `to_json` described."""
-        points = tuple(MeasuredPoint.from_json(point) for point in values["operating_points"])
-        return cls(**{**values, "operating_points": points, "notes": tuple(values["notes"])})
+        """What `to_json` described, also of a version that drew no pictures."""
+        read = {
+            "operating_points": tuple(MeasuredPoint.from_json(point) for point in values["operating_points"]),
+            "notes": tuple(values["notes"]),
+            "pyramid": tuple(PyramidLayer(**layer) for layer in values.get("pyramid", ())),
+            "samples": tuple(SampleText.from_json(sample) for sample in values.get("samples", ())),
+        }
+        return cls(**{**values, **read})
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=110, record=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from mpcompile.errors import SettingError
 
@@ -16,16 +17,40 @@ def show(text: str) -> None:
     print(text)  # noqa: T201
 
 
+def silence_transformers() -> None:
+    """Turns its progress bars off: one set of them is enough."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
 def write_csv(target: Path, rows: Sequence[Sequence[object]]) -> None:
     """Writes rows to a csv file.
 
     Raises:
         SettingError: when the file cannot be written; nothing is left behind.
     """
+    with _replacing(target) as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a text file.
+
+    Raises:
+        SettingError: when the file cannot be written; nothing is left behind.
+    """
+    with _replacing(target) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[TextIO]:
+    """A file beside `target` that takes its place when the block ends without an error."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
+            yield file
         os.replace(temporary, target)
     except OSError as error:
         raise SettingError(f"--out {target}: cannot be written: {error}") from error

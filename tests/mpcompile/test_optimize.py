@@ -4,6 +4,7 @@ import copy
 import csv
 import gc
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from mpcompile.backends.openvino import OpenVinoBackend
 from mpcompile.errors import BackendError, CaptureError, DataError, SettingError, TargetUnreachable
 from mpcompile.front import MeasuredPoint
 from mpcompile.optimized_model import OptimizedModel
+from mpcompile.pictures.page import render_page
 from tests.models import MAX_POSITIONS, build_model, random_batch
 
 JSON_KEYS = {
@@ -528,6 +530,35 @@ def test_agreement_of_the_report_is_what_predict_gives(
         original = [model(**tiny_tokenizer(text, return_tensors="pt")).logits.argmax().item() for text in test]
     answers = optimized.classify(test)[0].argmax(1)
     assert optimized.report.agreement == pytest.approx((answers == np.array(original)).mean())
+
+
+def test_page_of_the_report_is_part_of_the_artifact(optimized: OptimizedModel, tmp_path: Path) -> None:
+    folder = optimized.save(tmp_path / "saved")
+    assert "report.html" in json.loads((folder / "manifest.json").read_text())["files"]
+    assert (folder / "report.html").read_text("utf-8") == render_page(optimized.report)
+
+
+def test_page_is_left_out_with_a_note_where_plotly_is_missing(
+    job: Job, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    optimized = job(model)
+    assert any("report.html was left out: plotly" in note for note in optimized.report.notes)
+    folder = optimized.save(tmp_path / "saved")
+    assert not (folder / "report.html").exists()
+    assert "report.html was left out" in (folder / "report.json").read_text("utf-8")
+
+
+def test_report_without_texts_has_a_pyramid_and_no_samples(job: Job, model: PreTrainedModel) -> None:
+    report = job(model).report
+    assert [layer.running for layer in report.pyramid] == [1.0, 1.0, 1.0]
+    assert report.samples == ()
+
+
+def test_samples_of_pairs_show_both_texts(job: Job, model: PreTrainedModel) -> None:
+    texts = [(text, job.texts[-1 - i]) for i, text in enumerate(job.texts)]
+    for sample in job(model, texts=texts).report.samples:
+        assert sum(token.text == "[SEP]" for token in sample.tokens) == 2
 
 
 # ---------------------------------------------------------------------------------- nothing is left behind

@@ -8,6 +8,7 @@ import pytest
 
 from mpcompile.front import MeasuredPoint
 from mpcompile.operating_point import OperatingPoint
+from mpcompile.pictures.records import PyramidLayer, SampleText, SampleToken
 from mpcompile.report import Report
 
 Make = Callable[[OperatingPoint, float, float | None], MeasuredPoint]
@@ -34,6 +35,20 @@ def row_of(report: Report, speedup: str) -> str:
 
 def test_report_survives_json(report: Report) -> None:
     assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_pyramid_and_samples_survive_json(report: Report) -> None:
+    token = SampleToken("fine", " ", False, 2)
+    sample = SampleText((token,), False, 3, "positive", 0.9, "neutral")
+    traced = dataclasses.replace(report, pyramid=(PyramidLayer(0, 1.0, 7.5),), samples=(sample,), max_drop=0.01)
+    assert Report.from_json(json.loads(json.dumps(traced.to_json()))) == traced
+
+
+def test_report_of_a_version_without_pictures_is_read(report: Report) -> None:
+    values = report.to_json()
+    for name in ("model", "pyramid", "samples", "max_drop"):
+        del values[name]
+    assert Report.from_json(values) == report
 
 
 def test_speedup_and_target_are_shown(report: Report) -> None:

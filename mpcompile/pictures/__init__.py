@@ -1,0 +1,1 @@
+"""The report as pictures: what is traced while optimizing, and the page that shows it. Imports nothing."""

@@ -1,0 +1,64 @@
+"""What the pictures need beside the numbers of a report, as plain JSON. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PyramidLayer:
+    """What is left of the work at one encoder layer, over the texts that the point was chosen on.
+
+    Attributes:
+        layer: index, from 0.
+        running: share of the texts that run it.
+        tokens_kept: tokens that each of them has left behind it, on average; 0 where none runs it.
+    """
+
+    layer: int
+    running: float
+    tokens_kept: float
+
+
+@dataclass(frozen=True)
+class SampleToken:
+    """A token as it was written.
+
+    Attributes:
+        text: its characters; the name of a special token.
+        before: characters between the token before and this one, such as a space.
+        is_special: whether the tokenizer added it.
+        dropped_in: layer that dropped it, None when it was kept until the answer.
+    """
+
+    text: str
+    before: str
+    is_special: bool
+    dropped_in: int | None
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """What happened to one text.
+
+    Attributes:
+        tokens: all that the model read, in order.
+        is_truncated: whether the text goes on behind them.
+        exit_layer: encoder layers run.
+        answer, score: class name and its probability.
+        original_answer: class name that the original gives.
+    """
+
+    tokens: tuple[SampleToken, ...]
+    is_truncated: bool
+    exit_layer: int
+    answer: str
+    score: float
+    original_answer: str
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SampleText:
+        """What `dataclasses.asdict` made of it."""
+        return cls(**{**values, "tokens": tuple(SampleToken(**token) for token in values["tokens"])})
