@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mpcompile.compiler import optimize
     from mpcompile.loading import load
     from mpcompile.optimized_model import OptimizedModel
+    from mpcompile.planning.planning import plan
 
 __version__ = "0.1.0"
 
@@ -38,12 +39,14 @@ __all__ = [
     "TargetUnreachable",
     "load",
     "optimize",
+    "plan",
 ]
 
 _LAZY = {
     "load": "mpcompile.loading",
     "optimize": "mpcompile.compiler",
     "OptimizedModel": "mpcompile.optimized_model",
+    "plan": "mpcompile.planning.planning",
 }
 
 

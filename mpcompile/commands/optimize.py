@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mpcompile.commands.output import show
+from mpcompile.commands.output import show, silence_transformers
 
 
 def add(commands: Any) -> None:
@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> None:
     from mpcompile.artifact import check_target_directory
 
     check_target_directory(options.out)
-    _silence_transformers()
+    silence_transformers()
     optimized = mpcompile.optimize(
         options.model,
         options.target_speedup,
@@ -58,10 +58,3 @@ def _run(options: argparse.Namespace) -> None:
     )
     optimized.save(options.out)
     show(json.dumps(optimized.report.to_json()) if options.json else f"{optimized.report}\nwritten to {options.out}")
-
-
-def _silence_transformers() -> None:
-    """One set of progress bars is enough."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()

@@ -46,7 +46,8 @@ class Device:
         launch_overhead_s: fixed time of one kernel inside an engine.
         engine_overhead_s: fixed time of one call of an engine from the host.
         sync_overhead_s: fixed time of copying a few bytes to the host and waiting for them.
-        time_scale: measured over predicted time, 1 where nothing is known.
+        arithmetic_scale: time of arithmetic, measured over what the peaks promise: clocks under load, and how well
+            kernels fit the card. The one scalar that a device is calibrated with; 1 where nothing is known.
         peak_flops_per_s: by precision, without sparsity: tensor cores, but for "f32" the CUDA cores.
         sources: where each value comes from, by field and by `peak_flops_per_s.<precision>`.
     """
@@ -63,7 +64,7 @@ class Device:
     launch_overhead_s: float
     engine_overhead_s: float
     sync_overhead_s: float
-    time_scale: float
+    arithmetic_scale: float
     peak_flops_per_s: Mapping[str, float]
     sources: Mapping[str, str]
 
@@ -114,7 +115,7 @@ _LIMITS = {
     "launch_overhead_s": Limit(1e-7, 1e-3, "an empty kernel in a CUDA graph takes 0.6 microseconds", _SECONDS),
     "engine_overhead_s": Limit(1e-7, 1e-3, "one enqueue or infer request takes 5 to 200 microseconds", _SECONDS),
     "sync_overhead_s": Limit(1e-7, 1e-3, "a small copy and a wake-up take 1 to 30 microseconds", _SECONDS),
-    "time_scale": Limit(0.3, 5.0, "the four cards with public tables have 0.8 to 1.7", "check the peaks first"),
+    "arithmetic_scale": Limit(0.3, 5.0, "the four cards with public tables have 0.7 to 1.5", "check the peaks first"),
     _PEAKS: Limit(
         1e10, 2e16, "from one old core to twice the FP8 of 2025", "write operations per second; 121 TFLOPS are 121e12"
     ),

@@ -44,25 +44,38 @@ def find_profile(
         BackendError: when an engine cannot be built.
     """
     declared = declare_rates(find_device(PRESENT_MACHINE), precision)
-    key = {
-        "kind": "profile",
-        "format": FORMAT,
-        "backend": backend.name,
-        "precision": precision,
-        "fingerprint": backend.fingerprint(),
-        "threads": config.num_threads,
-    }
 
     def measure(grids: Sequence[Grid]) -> dict[str, np.ndarray]:
         return _to_arrays(calibrate(backend, precision, config, declared, grids, on_step=on_step))
 
-    full, quick = {**key, "grid": repr(FULL)}, {**key, "grid": repr(QUICK)}
+    full, quick = (_key(backend, precision, config, grids) for grids in (FULL, QUICK))
     if thorough:
         if fresh:
             store.remove(full)
         return _from_arrays(store.fetch(full, lambda: measure(FULL)), declared, backend.name)
     kept = store.find_maybe(full)
     return _from_arrays(kept or store.fetch(quick, lambda: measure(QUICK)), declared, backend.name)
+
+
+def find_kept_profile(backend: Backend, precision: str, config: BuildConfig, store: Store) -> Profile | None:
+    """The present machine as it was measured before, None when it was not; measures nothing."""
+    for grids in (FULL, QUICK):
+        arrays = store.find_maybe(_key(backend, precision, config, grids))
+        if arrays is not None:
+            return _from_arrays(arrays, declare_rates(find_device(PRESENT_MACHINE), precision), backend.name)
+    return None
+
+
+def _key(backend: Backend, precision: str, config: BuildConfig, grids: Sequence[Grid]) -> dict[str, object]:
+    return {
+        "kind": "profile",
+        "format": FORMAT,
+        "backend": backend.name,
+        "precision": precision,
+        "fingerprint": backend.fingerprint(),
+        "threads": config.num_threads,
+        "grid": repr(grids),
+    }
 
 
 def _to_arrays(profile: Profile) -> dict[str, np.ndarray]:
@@ -77,3 +90,22 @@ def _from_arrays(arrays: dict[str, np.ndarray], declared: Rates, backend_name: s
         declared, name=f"this machine, {backend_name}, {declared.name}", **{name: values.pop(name) for name in MEASURED}
     )
     return Profile(rates, **values)
+
+
+def describe_profile(profile: Profile) -> str:
+    """A profile for people."""
+    rates = profile.rates
+    rows = {
+        "profile": rates.name,
+        "matrix products": f"{rates.matmul_flops_per_s / 1e9:.0f} Gflop/s",
+        "fused attention": f"{rates.attention_flops_per_s / 1e9:.0f} Gflop/s",
+        "everything else": f"{rates.vector_flops_per_s / 1e9:.0f} Gflop/s",
+        "main memory": f"{rates.memory_bytes_per_s / 1e9:.0f} GB/s",
+        "cache": f"{rates.cache_bytes_per_s / 1e9:.0f} GB/s up to {rates.cache_bytes / 1e6:.0f} MB",
+        "a kernel": f"{rates.launch_s * 1e6:.1f} us, {rates.reshape_s * 1e6:.1f} us more after other sizes",
+        "a call of an engine": f"{rates.engine_s * 1e6:.1f} us",
+        "predicted against measured": f"median error {profile.median_error:.1%}, 95th percentile "
+        f"{profile.p95_error:.1%}, over the {profile.num_samples} engines and sizes that it was fitted to",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

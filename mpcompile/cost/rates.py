@@ -17,10 +17,13 @@ ELEMENT_BYTES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 MATMUL_SHARE, ATTENTION_SHARE, VECTOR_SHARE = 0.6, 0.35, 0.4
 MEMORY_SHARE, CACHE_SHARE = 0.8, 0.6
 """Shares of the declared peaks that kernels of an encoder get. They were set once, to round numbers, before
-the model was compared with NVIDIA's tables; `Device.time_scale` is what the comparison then fits."""
+the model was compared with NVIDIA's tables; `Device.arithmetic_scale` is what the comparison then fits."""
 
-GPU_TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (32, 32))
-"""Rows and columns of the output tiles that CUTLASS and cuBLAS kernels come in, largest first."""
+GPU_TILES = ((256, 128, 1.0), (128, 128, 1.0), (128, 64, 0.67), (64, 64, 0.5), (32, 32, 0.25))
+"""Rows and columns of the output tiles that CUTLASS and cuBLAS kernels come in, largest first, and the share of a
+unit's rate that each reaches. Operands are read once per tile, so traffic per flop goes with 1/rows + 1/columns; a
+tile of 128 x 128 is the smallest that runs at full rate (CUTLASS, "Efficient GEMM in CUDA"; NVIDIA, "Matrix
+Multiplication Background User's Guide", tile quantisation and wave quantisation)."""
 CPU_PRODUCT_S = 5e-7
 """A small product in a batch of them is a call of a kernel in a loop, about half a microsecond."""
 
@@ -43,7 +46,7 @@ class Rates:
         reshape_s: time of a kernel more when sizes differ from those of the call before: the engine plans anew.
         product_s: fixed time of each product of a batch of them (one per example and head), where a loop calls them.
         num_units: tiles that run at a time.
-        tiles: (rows, columns) of the tiles that the products' kernels come in, largest first.
+        tiles: (rows, columns, share of the full rate) of the tiles that products run as, largest first.
         overlap: share of the shorter of arithmetic and traffic that hides behind the longer, [0, 1].
         activation_bytes: bytes of an element that moves.
     """
@@ -61,7 +64,7 @@ class Rates:
     product_s: float = 0.0
     reshape_s: float = 0.0
     num_units: int = 1
-    tiles: tuple[tuple[int, int], ...] = ((1, 1),)
+    tiles: tuple[tuple[int, int, float], ...] = ((1, 1, 1.0),)
     overlap: float = 1.0
     activation_bytes: int = FP32_BYTES
 
@@ -76,7 +79,7 @@ def declare_rates(device: Device, precision: str) -> Rates:
     Raises:
         SettingError: when the device has no such precision.
     """
-    peaks = device.peak_flops_per_s
+    peaks = {name: peak / device.arithmetic_scale for name, peak in device.peak_flops_per_s.items()}
     if precision not in peaks:
         raise SettingError(f"precision: {precision!r}; {device.name} has {', '.join(peaks)}: choose one of these")
     is_gpu = device.kind == "gpu"
@@ -94,7 +97,7 @@ def declare_rates(device: Device, precision: str) -> Rates:
         sync_s=device.sync_overhead_s if is_gpu else 0.0,
         product_s=0.0 if is_gpu else CPU_PRODUCT_S,
         num_units=device.num_sms if is_gpu else 1,
-        tiles=GPU_TILES if is_gpu else ((1, 1),),
+        tiles=GPU_TILES if is_gpu else ((1, 1, 1.0),),
         # A core waits for the weights of a small product; thousands of threads hide that.
         overlap=1.0 if is_gpu else 0.0,
         activation_bytes=ELEMENT_BYTES[precision],

@@ -52,8 +52,8 @@ def _product_seconds(rates: Rates, kind: str, product: tuple[Any, Any, Any, Any]
         )
     seconds = [
         count_waves(count * np.ceil(rows / height) * np.ceil(columns / width), rates.num_units)
-        * (2 * height * width * inner * rates.num_units / rates.matmul_flops_per_s)
-        for height, width in rates.tiles
+        * (2 * height * width * inner * rates.num_units / (share * rates.matmul_flops_per_s))
+        for height, width, share in rates.tiles
     ]
     return calls_s + np.min(np.broadcast_arrays(*seconds), axis=0)
 

@@ -1,0 +1,90 @@
+"""Expected time of an operating point over a workload's lengths and the exits' survival curve.
+
+Where texts were run, `workload` replays them; here nothing was, and each example leaves by chance.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binom
+
+from mpcompile.cost.model import CostModel
+from mpcompile.operating_point import OperatingPoint, count_left
+
+
+@dataclass(frozen=True)
+class SegmentTime:
+    """One engine of a chain, on average over batches.
+
+    Attributes:
+        first, exit_layer: layers that it runs.
+        survival: share of the examples that enter it.
+        tokens: of an example that enters, on average.
+        tokens_left: of it when it leaves the segment.
+        predicted_s: per batch, times the probability that anything enters.
+    """
+
+    first: int
+    exit_layer: int
+    survival: float
+    tokens: float
+    tokens_left: float
+    predicted_s: float
+
+
+class ExpectedTime:
+    """Expected times of one model on one workload; what was predicted once is remembered.
+
+    Of a batch of B examples, each reaches a segment with probability `survival`, independently: as many as a
+    binomial distribution says. R of them are padded to the longest, taken to be the R / (R + 1) quantile of lengths.
+
+    Args:
+        cost: predicts engines.
+        lengths: tokens of examples of the workload, (N,).
+        batch_size: B.
+    """
+
+    def __init__(self, cost: CostModel, lengths: np.ndarray, batch_size: int) -> None:
+        self._cost, self._batch_size = cost, batch_size
+        self._lengths = np.sort(np.asarray(lengths))
+        self._known: dict[tuple[object, ...], float] = {}
+
+    def predict(self, point: OperatingPoint, survival: Sequence[float]) -> tuple[SegmentTime, ...]:
+        """Expected time of each engine.
+
+        Args:
+            point: exits and keep ratios.
+            survival: for each segment, share of the examples that enter it; the first is 1.
+        """
+        segments = []
+        counts = np.arange(1, self._batch_size + 1)
+        length = self._lengths
+        for (first, exit_layer), share in zip(itertools.pairwise((0, *point.exit_layers)), survival, strict=True):
+            chance = binom.pmf(counts, self._batch_size, share)
+            likely = np.flatnonzero(chance > 1e-4 * chance.max()) if share > 0 else ()
+            seconds = sum(chance[i] * self._engine(first, exit_layer, int(counts[i]), length, point) for i in likely)
+            left = count_left(point, first, exit_layer, length)
+            means = float(length.mean()), float(left.mean())
+            segments.append(SegmentTime(first, exit_layer, share, *means, float(seconds)))
+            length = left
+        return tuple(segments)
+
+    def _engine(self, first: int, exit_layer: int, count: int, length: np.ndarray, point: OperatingPoint) -> float:
+        """Seconds of an engine for so many survivors."""
+        is_end = exit_layer == point.exit_layers[-1]
+        key = (first, exit_layer, is_end, count, point.prune_layers, point.keep_ratios)
+        if key not in self._known:
+            longest = length if count == 1 else length[int(np.ceil((len(length) - 1) * count / (count + 1)))]
+            seconds = float(np.mean(self._cost.predict_segment(first, exit_layer, count, longest, point)))
+            varied = self._lengths[0] != self._lengths[-1]
+            self._known[key] = seconds + (self._cost.predict_reshape(first, exit_layer, point) if varied else 0.0)
+        return self._known[key]
+
+
+def total_seconds(segments: Sequence[SegmentTime]) -> float:
+    """Expected seconds of a batch."""
+    return sum(segment.predicted_s for segment in segments)

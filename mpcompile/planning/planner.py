@@ -1,0 +1,146 @@
+"""The planner: which keep ratios and exits would meet a target on a device."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.cost.expected import ExpectedTime, SegmentTime, total_seconds
+from mpcompile.cost.model import CostModel
+from mpcompile.errors import TargetUnreachable
+from mpcompile.features import exit_candidates, keep_schedules
+from mpcompile.operating_point import OperatingPoint, count_left
+
+KEEP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+"""Of every layer that prunes; six layers at 0.2 leave one token of 512."""
+EXIT_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Of the examples that meet an off-ramp. Frozen exits of the project's own measurements (bench/results) let
+half to three quarters of easy tasks leave at each; more is not planned with."""
+MAX_EXITS = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point with its expected time.
+
+    Attributes:
+        point: keep ratios and exits.
+        exit_share: see `Plan`.
+        segments: time of each engine.
+        flops: expected, of an example of mean length.
+    """
+
+    point: OperatingPoint
+    exit_share: float
+    segments: tuple[SegmentTime, ...]
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        """Expected, of a batch."""
+        return total_seconds(self.segments)
+
+
+class Planner:
+    """Searches keep ratios and exits with the cost model alone.
+
+    Args:
+        cost: of a model on a device.
+        lengths: tokens of examples of the workload, (N,).
+        batch_size: examples of a batch.
+    """
+
+    def __init__(self, cost: CostModel, lengths: np.ndarray, batch_size: int) -> None:
+        self._cost, self._lengths, self._batch_size = cost, np.sort(lengths), batch_size
+        self._expected = ExpectedTime(cost, lengths, batch_size)
+        self._flops: dict[tuple[object, ...], float] = {}
+        self.unpruned_s = self._unpruned(lengths)
+        self.floor_s = self._unpruned(np.ones(1, np.int64))
+
+    def plan(self, target_speedup: float, on_step: Callable[[float], None] = lambda _: None) -> tuple[Candidate, float]:
+        """The point that removes least work among those that meet a target, and the best speedup there is.
+
+        Raises:
+            TargetUnreachable: when no point meets the target; with the floor and the best reachable number.
+        """
+        points = list(self._points())
+        candidates = []
+        for i, (point, share) in enumerate(points):
+            candidates.append(self._evaluate(point, share))
+            on_step((i + 1) / len(points))
+        fastest = min(candidates, key=lambda candidate: candidate.seconds)
+        reachable = self.unpruned_s / fastest.seconds
+        meeting = [c for c in candidates if self.unpruned_s / c.seconds >= target_speedup]
+        if not meeting:
+            raise TargetUnreachable(
+                f"target_speedup={target_speedup:g}: the best reachable on {self._cost.rates.name} is {reachable:.1f}x "
+                f"({fastest.seconds * 1e3:.3g} ms of {self.unpruned_s * 1e3:.3g} ms): even with all tokens but [CLS] "
+                f"deleted {self.floor_s * 1e3:.3g} ms are left, so that pruning alone ends at "
+                f"{self.unpruned_s / self.floor_s:.1f}x; ask for at most {_round_down(reachable):g}, take a larger "
+                "batch, or a device with smaller fixed costs",
+                (),
+            )
+        return max(meeting, key=lambda candidate: candidate.flops), reachable
+
+    def fixed_share(self) -> float:
+        """Share of the unpruned time that does not depend on the number of tokens: its value extrapolated to none."""
+        half = np.maximum(self._lengths // 2, 1)
+        half_s = self._unpruned(half)
+        slope = (self.unpruned_s - half_s) / (self._lengths.mean() - half.mean())
+        return float(np.clip(1.0 - slope * self._lengths.mean() / self.unpruned_s, 0.0, 1.0))
+
+    def _points(self) -> Iterator[tuple[OperatingPoint, float]]:
+        num_layers = self._cost.work.num_layers
+        layers, _ = keep_schedules(num_layers)
+        ramps = [layer for layer in exit_candidates(num_layers) if layer > 0]
+        for ratio in KEEP_RATIOS:
+            prunes: tuple[int, ...] = layers if ratio < 1.0 else ()
+            ratios = (ratio,) * len(prunes)
+            yield OperatingPoint((num_layers,), (), prunes, ratios), 0.0
+            for size in range(1, MAX_EXITS + 1):
+                for early in itertools.combinations(ramps, size):
+                    for share in EXIT_SHARES:
+                        yield OperatingPoint((*early, num_layers), (0.0,) * size, prunes, ratios), share
+
+    def _evaluate(self, point: OperatingPoint, share: float) -> Candidate:
+        survival = [(1.0 - share) ** index for index in range(len(point.exit_layers))]
+        return Candidate(
+            point, share, self._expected.predict(point, survival), self._count_flops(point, np.array(survival))
+        )
+
+    def _unpruned(self, lengths: np.ndarray) -> float:
+        point = OperatingPoint((self._cost.work.num_layers,))
+        return total_seconds(ExpectedTime(self._cost, lengths, self._batch_size).predict(point, (1.0,)))
+
+    def _count_flops(self, point: OperatingPoint, survival: np.ndarray) -> float:
+        """Expected flops of an example of mean length; those of off-ramps are too few to count."""
+        leaving = survival - np.append(survival[1:], 0.0)
+        return float(
+            sum(share * self._flops_to(layer, point) for layer, share in zip(point.exit_layers, leaving, strict=True))
+        )
+
+    def _flops_to(self, exit_layer: int, point: OperatingPoint) -> float:
+        key = (exit_layer, point.prune_layers, point.keep_ratios)
+        if key not in self._flops:
+            length = np.array([round(float(self._lengths.mean()))])
+            alone = OperatingPoint((exit_layer,), (), point.prune_layers, point.keep_ratios)
+            self._flops[key] = float(self._cost.count_flops(length, alone, np.array([exit_layer]))[0])
+        return self._flops[key]
+
+
+def count_activation_bytes(cost: CostModel, point: OperatingPoint, batch_size: int, seq_len: int) -> float:
+    """Operands and results of the largest kernel of a chain, twice: the next one's are made while they are read."""
+    largest, length, first = 0.0, np.array([seq_len]), 0
+    for exit_layer in point.exit_layers:
+        for part in cost.work.list_parts(first, exit_layer, length.astype(np.float64), point):
+            work = part.region.evaluate(np.float64(batch_size), part.seq_len)
+            largest = max(largest, *(float(np.max(moved)) for moved in work.activation_bytes))
+        length, first = count_left(point, first, exit_layer, length), exit_layer
+    return 2 * largest * cost.rates.activation_bytes / 4
+
+
+def _round_down(speedup: float) -> float:
+    return float(np.floor(10 * speedup) / 10)

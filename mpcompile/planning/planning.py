@@ -1,0 +1,185 @@
+"""`plan`: from a model and the name of a device to what would meet a target there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpcompile.backends import find_backend
+from mpcompile.capture import CapturedModel, capture
+from mpcompile.cost.calibration import Profile
+from mpcompile.cost.devices import Device, find_device
+from mpcompile.cost.model import CostModel
+from mpcompile.cost.profiles import PRESENT_MACHINE, find_kept_profile
+from mpcompile.cost.rates import declare_rates
+from mpcompile.cost.work import estimate_work
+from mpcompile.data import load_examples
+from mpcompile.errors import BackendError, SettingError
+from mpcompile.front import check_target
+from mpcompile.planning.plan import Memory, Plan
+from mpcompile.planning.planner import Candidate, Planner, count_activation_bytes
+from mpcompile.progress import StageProgress
+from mpcompile.segment import BuildConfig
+from mpcompile.source import Original, open_original
+from mpcompile.store import Store
+from mpcompile.text import TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_LENGTH = 128
+"""Tokens of an example when neither texts nor a length are given: what public BERT latencies are given for."""
+CONTEXT_BYTES = {"gpu": 5e8, "cpu": 2e8}
+"""Driver, libraries and runtime in memory, estimates: a CUDA context with TensorRT's kernels takes 0.3 to 0.8 GB
+(https://github.com/NVIDIA/TensorRT/issues/1858), OpenVINO with Python about 0.2 GB."""
+ROOMY = 0.8
+"""Share of the memory that may be filled before the plan warns."""
+
+
+def plan(
+    model: PreTrainedModel | str | Path,
+    device: str,
+    target_speedup: float,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Any = None,
+    seq_len: int | None = None,
+    batch_size: int = 1,
+    precision: str = "auto",
+    devices: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Plan:
+    """Plans a model for a device that need not be at hand: nothing is trained, built or timed.
+
+    Args:
+        model: a transformers sequence classifier, a path to one or a hub id.
+        device: a name of the devices file, such as "jetson-orin-nano".
+        target_speedup: times the unpruned model through the same kind of engines on that device; 1 to 100.
+        tokenizer: found beside the model when it is a path or id; needed for texts alone.
+        texts: whose lengths to plan for; see `optimize`.
+        seq_len: tokens of every example, instead of texts; 128 without either.
+        batch_size: examples that run together.
+        precision: "auto" is f16 on a GPU, and the fastest floating-point precision of a CPU.
+        devices: file of devices instead of the packaged one.
+        cache_dir: where measured profiles of this machine are kept; None is the user's cache directory.
+        progress: whether to draw progress bars.
+
+    Raises:
+        SettingError: when an option has a value that is not allowed, or the device is not known.
+        CaptureError: when the model is not an encoder that is understood.
+        DataError: when texts are malformed.
+        TargetUnreachable: when the target is out of reach; with the floor and the best reachable number.
+    """
+    check_target(target_speedup)
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 4096:
+        raise SettingError(f"batch_size: {batch_size!r}; a whole number from 1 to 4096 is expected")
+    found = find_device(device, None if devices is None else Path(devices))
+    precision = _choose_precision(found, precision)
+    original = open_original(model, tokenizer)
+    with StageProgress(progress) as bars, original.evaluating():
+        with bars.stage("capture"):
+            captured = capture(original.model)
+        lengths = _find_lengths(original, captured, texts, seq_len)
+        with bars.stage("count the work"):
+            cost, notes = _cost_model(captured, found, precision, Store(None if cache_dir is None else Path(cache_dir)))
+        planner = Planner(cost, lengths, batch_size)
+        with bars.stage("search") as stage:
+            candidate, reachable = planner.plan(target_speedup, stage)
+    memory = _estimate_memory(original, cost, found, candidate, batch_size, int(lengths.max()))
+    return Plan(
+        model=original.name,
+        device=found.name,
+        precision=precision,
+        batch_size=batch_size,
+        mean_length=float(lengths.mean()),
+        target_speedup=target_speedup,
+        unpruned_s=planner.unpruned_s,
+        floor_s=planner.floor_s,
+        reachable_speedup=reachable,
+        speedup=planner.unpruned_s / candidate.seconds,
+        point=candidate.point,
+        exit_share=candidate.exit_share,
+        segments=candidate.segments,
+        memory=memory,
+        fixed_share=planner.fixed_share(),
+        notes=(*notes, *_memory_notes(memory, found)),
+    )
+
+
+def _choose_precision(device: Device, precision: str) -> str:
+    if precision == "auto":
+        return next(name for name in ("f16", "bf16", "f32") if name in device.peak_flops_per_s)
+    if precision not in device.peak_flops_per_s:
+        allowed = ", ".join(device.peak_flops_per_s)
+        raise SettingError(f"precision: {precision!r}; {device.name} has {allowed}: choose one of these or auto")
+    return precision
+
+
+def _find_lengths(original: Original, captured: CapturedModel, texts: Any, seq_len: int | None) -> np.ndarray:
+    """Tokens of the workload's examples."""
+    longest = captured.max_length
+    if texts is None:
+        length = min(DEFAULT_LENGTH, longest) if seq_len is None else seq_len
+        if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= longest:
+            raise SettingError(f"seq_len: {length!r}; a whole number from 2 to {longest}, what the model reads")
+        return np.array([length])
+    if seq_len is not None:
+        raise SettingError(f"seq_len: {seq_len!r} beside texts; texts have lengths of their own: give one of the two")
+    if original.tokenizer is None:
+        raise SettingError(f"tokenizer: none found beside {original.name}, and texts need one; give a length instead")
+    examples = load_examples(texts)
+    encoder = TextEncoder.from_transformers(original.tokenizer, longest)
+    return np.array([len(tokens) for tokens in encoder.encode(examples.texts, examples.text_pairs)])
+
+
+def _cost_model(
+    captured: CapturedModel, device: Device, precision: str, store: Store
+) -> tuple[CostModel, tuple[str, ...]]:
+    """The cost model on a device: measured where it is this machine and was measured, else declared."""
+    backend = "tensorrt" if device.kind == "gpu" else "openvino"
+    rates = declare_rates(device, precision)
+    note = (
+        f"times follow from datasheets (devices.toml); time of arithmetic scaled by {device.arithmetic_scale:g}, "
+        f"{device.sources['arithmetic_scale']}"
+    )
+    if device.name == PRESENT_MACHINE:
+        profile = _find_profile(precision, store)
+        note = "times follow from declared numbers; run mpcompile calibrate on the machine for measured ones"
+        if profile is not None:
+            rates = profile.rates
+            note = f"times follow from a measured profile of this machine, median error {profile.median_error:.0%}"
+    work = estimate_work(captured, backend)
+    return CostModel(work, rates, max_length=captured.max_length), (note,)
+
+
+def _find_profile(precision: str, store: Store) -> Profile | None:
+    """This machine's, where it can run that precision at all."""
+    try:
+        backend = find_backend("openvino")
+    except BackendError:
+        return None
+    return find_kept_profile(backend, precision, BuildConfig(), store)
+
+
+def _estimate_memory(
+    original: Original, cost: CostModel, device: Device, candidate: Candidate, batch_size: int, seq_len: int
+) -> Memory:
+    parameters = sum(value.numel() for value in original.model.parameters())
+    return Memory(
+        weights=float(parameters * cost.rates.activation_bytes),
+        activations=count_activation_bytes(cost, candidate.point, batch_size, seq_len),
+        context=CONTEXT_BYTES[device.kind],
+        device=float(device.memory_bytes),
+    )
+
+
+def _memory_notes(memory: Memory, device: Device) -> tuple[str, ...]:
+    if memory.total <= ROOMY * memory.device:
+        return ()
+    return (
+        f"memory: {memory.total / 1e9:.2f} GB are needed of the {memory.device / 1e9:.2f} GB of {device.name}; "
+        "take a smaller batch or precision",
+    )
