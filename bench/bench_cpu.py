@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import logging
-import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,12 +20,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import systems as peers
+from result_files import describe_machine, slug, write_result
 from systems import System
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -92,10 +87,10 @@ def _bench(options: argparse.Namespace) -> None:
         rows += [_row(system, batch_size, timings, answers, workload.labels, made[0].name) for system in made]
     overhead = {str(size): peers.host_overhead(optimized, workload.batches(size, 64)) for size in options.batch_size}
     result = {
-        **_machine(), "command": " ".join(["python", *sys.argv]), "optimize_s": optimize_s,
+        **describe_machine(), "command": " ".join(["python", *sys.argv]), "optimize_s": optimize_s,
         "optimize_report": optimized.report.to_json(), "time_outside_engines": overhead, "rows": rows,
     }  # fmt: skip
-    _write(options.out / f"{options.name}_{_slug()}.json", result)
+    write_result(options.out / f"{options.name}_{slug()}.json", result, format_table(result))
 
 
 def _parse() -> argparse.Namespace:
@@ -217,48 +212,6 @@ def _row(
         "drop": float(np.mean(theirs == labels) - np.mean(ours == labels)),
         "agreement": float(np.mean(ours == theirs)), **system.facts,
     }  # fmt: skip
-
-
-def _machine() -> dict[str, object]:
-    names = ("mpcompile", "torch", "transformers", "openvino", "onnxruntime", "nncf", "numpy")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "platform": platform.platform(),
-        "python": platform.python_version(), "commit": commit + (" with changes" if dirty else ""),
-        "versions": {name: metadata.version(name) for name in names if _installed(name)},
-    }  # fmt: skip
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
-    return found[1].strip() if found else platform.processor()
-
-
-def _slug() -> str:
-    cpu = re.sub(r"[^a-z0-9]+", "-", f"{_cpu()}-{len(os.sched_getaffinity(0))}-cores".lower()).strip("-")
-    return f"{cpu}_{datetime.now(UTC):%Y-%m-%d}"
-
-
-def _write(path: Path, result: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
-        json.dump(result, file, indent=2)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
-    table = format_table(result)
-    path.with_suffix(".md").write_text(table)
-    print(table)
 
 
 def format_table(result: dict) -> str:

@@ -13,6 +13,7 @@ from mpcompile.context import Context, TextPart
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
 from mpcompile.cost.work import estimate_work
+from mpcompile.errors import SettingError
 from mpcompile.features import FeatureCollector, Features, KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.reference import unpruned_point
@@ -79,7 +80,7 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart, origina
         part: texts for choosing.
         original_answer: class ids of the original on them, (N,).
     """
-    exits = exit_candidates(context.captured.num_layers) if context.settings.adapt == "frozen" else ()
+    exits = _exits(context) if context.settings.adapt == "frozen" else ()
     collector = _Collector(context, exits, part)
     plain = KeepSchedule(collector.prune_layers, (1.0,) * len(collector.prune_layers))
     trained = _train(context, collector.collect(plain)) if exits else None
@@ -102,7 +103,7 @@ def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chos
     layers, schedules = keep_schedules(context.captured.num_layers)
     steep = [KeepSchedule(layers, (ratio,) * len(layers)) for ratio in (0.4, 0.3, 0.2)]
     candidates = []
-    for schedule in (*schedules, *steep):
+    for schedule in (*schedules, *steep, *_planned(context)):
         point = OperatingPoint(end, (), layers, schedule.keep_ratios, context.precision)
         seconds = cost.predict_segment(0, end[0], batch_size, lengths, point)
         exit_layer = np.full(1, end[0])
@@ -145,12 +146,38 @@ def _train(context: Context, features: Features) -> TrainedHeads:
         return train_exit_heads(features.pooled, features.logits, num_folds, context.settings.seed, stage)
 
 
+def _exits(context: Context) -> tuple[int, ...]:
+    """Off-ramps to train heads for: the usual ones, and those of the user's plan."""
+    plan, num_layers = context.settings.plan, context.captured.num_layers
+    planned = () if plan is None else plan.point.exit_layers[:-1]
+    return tuple(sorted({*exit_candidates(num_layers), *planned}))
+
+
+def _planned(context: Context) -> tuple[KeepSchedule, ...]:
+    """Keep ratios of the user's plan.
+
+    Raises:
+        SettingError: when the plan is of a model with other layers.
+    """
+    plan, num_layers = context.settings.plan, context.captured.num_layers
+    if plan is None:
+        return ()
+    layers, _ = keep_schedules(num_layers)
+    if plan.point.exit_layers[-1] != num_layers or not set(plan.point.prune_layers) <= set(layers):
+        raise SettingError(
+            f"plan: made for {plan.model} with {plan.point.exit_layers[-1]} encoder layers; this model has "
+            f"{num_layers}: plan again for it"
+        )
+    return (KeepSchedule(layers, tuple(plan.point.keep_ratio_at(layer) for layer in layers)),)
+
+
 class _Collector:
     """Features of one part of the texts under several schedules, from the store where they were computed before."""
 
     def __init__(self, context: Context, exits: tuple[int, ...], part: TextPart) -> None:
         self._context, self._exits, self._part = context, exits, part
-        self.prune_layers, self.schedules = keep_schedules(context.captured.num_layers)
+        self.prune_layers, schedules = keep_schedules(context.captured.num_layers)
+        self.schedules = tuple(dict.fromkeys((*schedules, *_planned(context))))
         self._texts = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
         self._memory: dict[KeepSchedule, Features] = {}
 

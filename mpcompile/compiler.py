@@ -28,6 +28,7 @@ from mpcompile.partition import partition
 from mpcompile.pictures.pyramid import count_pyramid
 from mpcompile.pictures.records import SampleText
 from mpcompile.pictures.samples import trace_samples
+from mpcompile.planning.plan import Plan
 from mpcompile.progress import StageProgress
 from mpcompile.reference import answer_as_original, build_unpruned
 from mpcompile.report import Report
@@ -67,6 +68,8 @@ def optimize(
     seed: int = 0,
     progress: bool = True,
     cache_dir: str | Path | None = None,
+    plan: Plan | str | Path | None = None,
+    show_texts: bool = True,
 ) -> OptimizedModel:
     """Compiles a fine-tuned encoder into the same classifier doing less work per input.
 
@@ -79,8 +82,7 @@ def optimize(
             workload; 1 to 100. The point that loses least among those that reach it is taken.
         tokenizer: found beside the model when it is a path or id.
         texts: unlabelled or labelled texts of the domain: strings, pairs, a datasets.Dataset, or a path to csv,
-            jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown. Eight of them
-            are shown in report.json and report.html, which are part of the artifact.
+            jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown.
         labels: class names or ids of `texts`; with them accuracy is measured, without them agreement.
         test: labelled texts that are read once, at the end, for the report.
         max_drop: loss that is allowed, such as 0.005; a point that loses more on held-out texts is refused.
@@ -94,6 +96,9 @@ def optimize(
         seed: of everything random.
         progress: whether to draw progress bars.
         cache_dir: where slow results are kept; None is the user's cache directory.
+        plan: what `plan` returned, or a file of it: its keep ratios and exits are tried beside the usual ones.
+        show_texts: whether some of the texts are shown, token by token, in report.json and report.html, which are
+            part of the artifact; False where they are confidential.
 
     Raises:
         SettingError: when an option has a value that is not allowed.
@@ -104,7 +109,8 @@ def optimize(
     """
     settings = Settings(
         target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
-        Path(cache_dir) if cache_dir is not None else None,
+        Path(cache_dir) if cache_dir is not None else None, Plan.load(plan) if isinstance(plan, str | Path) else plan,
+        show_texts,
     )  # fmt: skip
     if texts is None and (labels is not None or max_drop is not None):
         missing = "labels" if labels is not None else f"max_drop={max_drop:g}"
@@ -276,6 +282,7 @@ def _add_pictures(report: Report, context: Context, built: _Built, chosen: Chose
     samples: tuple[SampleText, ...] = ()
     if parts is not None:
         lengths = parts.choosing.lengths
+    if parts is not None and context.settings.show_texts:
         with context.progress.stage("trace sample texts"):
             samples = trace_samples(context, built.systems.runtime, point, parts.certifying)
     name = context.original.name

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mpcompile.errors import SettingError
 from mpcompile.front import check_target
+from mpcompile.planning.plan import Plan
 
 ADAPTATIONS = ("none", "frozen")
 PRECISIONS = ("auto", "f32", "bf16")
@@ -32,6 +33,8 @@ class Settings:
     seed: int = 0
     progress: bool = True
     cache_dir: Path | None = None
+    plan: Plan | None = None
+    show_texts: bool = True
 
     def __post_init__(self) -> None:
         check_target(self.target_speedup)

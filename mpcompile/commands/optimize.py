@@ -28,6 +28,10 @@ def add(commands: Any) -> None:
     optimize.add_argument("--max-texts", type=int, default=4000)
     optimize.add_argument("--seed", type=int, default=0)
     optimize.add_argument("--cache-dir", type=Path, help="where slow results are kept (default: the user's cache)")
+    optimize.add_argument(
+        "--plan", type=Path, help="json file of mpcompile plan, whose keep ratios and exits are tried"
+    )
+    optimize.add_argument("--hide-texts", action="store_true", help="keep the texts out of report.json and report.html")
     optimize.add_argument("--no-progress", action="store_true")
     optimize.add_argument("--json", action="store_true", help="print the report as one JSON object")
     optimize.set_defaults(command=_run)
@@ -55,6 +59,8 @@ def _run(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=not options.no_progress,
         cache_dir=options.cache_dir,
+        plan=options.plan,
+        show_texts=not options.hide_texts,
     )
     optimized.save(options.out)
     show(json.dumps(optimized.report.to_json()) if options.json else f"{optimized.report}\nwritten to {options.out}")

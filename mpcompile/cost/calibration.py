@@ -1,6 +1,6 @@
 """Rates of the present machine, measured: engines of small random encoders are timed and the model is fitted to them.
 
-What is timed is what is deployed: segments with exits and prunes, built by the backend. Eight numbers
+What is timed is what is deployed: segments with exits and prunes, built by the backend. Nine numbers
 explain all of them; they are fitted in log space, so that a fast engine counts as much as a slow one,
 robustly, because other processes disturb some measurements.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from scipy.optimize import least_squares
 
 from mpcompile.capture import CapturedModel, capture
-from mpcompile.cost.fusion import FP32_BYTES
 from mpcompile.cost.rates import Rates
 from mpcompile.cost.roofline import predict_region
 from mpcompile.cost.work import GraphWork, Work, estimate_work
@@ -32,6 +32,7 @@ FITTED = (
     "vector_flops_per_s",
     "memory_bytes_per_s",
     "cache_bytes_per_s",
+    "cache_bytes",
     "launch_s",
     "engine_s",
     "product_s",
@@ -40,7 +41,7 @@ FITTED = (
 PRIOR_WEIGHT = 0.02
 """Pull of each declared number, so that one that the engines do not depend on stays plausible: a deviation
 by a factor e costs as much as a misfit of 2% of one engine."""
-EXIT_LAYER, PRUNE_LAYER, NUM_LAYERS = 1, 1, 3
+NUM_LAYERS = 3
 SETTLE_S = 0.01
 """Calls of the same sizes come in a row: for this long untimed, until caches and memory are theirs, then timed."""
 
@@ -104,8 +105,7 @@ class Sample:
 
     def predict(self, rates: Rates) -> float:
         """Seconds by the cost model."""
-        cached = self.weight_bytes * rates.activation_bytes / FP32_BYTES <= rates.cache_bytes
-        return rates.engine_s + sum(float(predict_region(rates, part, cached)) for part in self.parts)
+        return rates.engine_s + sum(float(predict_region(rates, part, self.weight_bytes)) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,12 @@ def calibrate(
     for i, grid in enumerate(grids):
         bench = GridBench(backend, precision, config, grid)
         on_step((i + 0.3) / len(grids))
-        samples += bench.measure(runs, lambda share, i=i: on_step((i + 0.3 + 0.7 * share) / len(grids)))  # type: ignore[misc]
+        seconds = measure_steady(
+            bench.calls(),
+            runs,
+            lambda share, i=i: on_step((i + 0.3 + 0.7 * share) / len(grids)),  # type: ignore[misc]
+        )
+        samples += bench.describe(seconds)
         reshape_s.append(bench.measure_reshape(runs))
     rates = dataclasses.replace(fit_rates(samples, declared), reshape_s=float(np.mean(reshape_s)))
     return describe_fit(rates, samples)
@@ -183,34 +188,49 @@ def describe_fit(rates: Rates, samples: Sequence[Sample]) -> Profile:
 
 
 class GridBench:
-    """Engines of a random encoder with an exit and a prune, and what they compute.
+    """Engines of an encoder with exits and prunes, and what they compute.
 
     Args:
         backend: builds the engines.
         precision: of the engines.
         config: of the engines.
-        grid: the encoder, and sizes to time it at.
+        grid: sizes to time them at, and the size of the encoder.
+        captured: the encoder; None is a random one of the grid's size.
+        exit_layers: where it is cut into engines.
+        prune_layers: layers that prune.
     """
 
-    def __init__(self, backend: Backend, precision: str, config: BuildConfig, grid: Grid) -> None:
-        captured = random_encoder(grid.hidden_size, grid.num_heads)
-        head = ExitHead(captured.hidden_size, captured.num_labels).eval()
-        self.segments = partition(captured, {EXIT_LAYER: head}, (PRUNE_LAYER,), None, precision)
+    def __init__(
+        self,
+        backend: Backend,
+        precision: str,
+        config: BuildConfig,
+        grid: Grid,
+        captured: CapturedModel | None = None,
+        exit_layers: Sequence[int] = (1,),
+        prune_layers: tuple[int, ...] = (1,),
+    ) -> None:
+        captured = captured or random_encoder(grid.hidden_size, grid.num_heads)
+        heads = {layer: ExitHead(captured.hidden_size, captured.num_labels).eval() for layer in exit_layers}
+        self.segments = partition(captured, heads, prune_layers, None, precision)
         profile = default_profile(captured.max_length)
         self._engines = [backend.load(backend.build(s, profile, config), s, config) for s in self.segments]
         self._work = estimate_work(captured, backend.name)
         self._grid = grid
 
-    def measure(self, runs: int, on_step: Callable[[float], None] = lambda _: None) -> list[Sample]:
-        """Times every engine at every size of the grid."""
+    def calls(self) -> dict[Key, Callable[[], object]]:
+        """A call of every engine at every size of the grid."""
         calls: dict[Key, Callable[[], object]] = {}
         for batch_size, length in self._grid.shapes():
             for index, segment in enumerate(self.segments):
                 for ratio in self._grid.keep_ratios if segment.prune_layers else (1.0,):
                     key = (index, batch_size, length, ratio)
                     calls[key] = make_call(segment, self._engines[index], *key[1:])
-        timings = measure_steady(calls, runs, on_step)
-        return [describe_sample(self._work, self.segments, *key, seconds) for key, seconds in timings.items()]
+        return calls
+
+    def describe(self, seconds: Mapping[Key, float]) -> list[Sample]:
+        """Measured calls with the work that explains them."""
+        return [describe_sample(self._work, self.segments, *key, taken) for key, taken in seconds.items()]
 
     def measure_reshape(self, runs: int) -> float:
         """Seconds per kernel that a call takes more after one of other sizes; see `Rates.reshape_s`."""
@@ -224,9 +244,12 @@ class GridBench:
         return max(float(np.mean(extra)), 0.0)
 
 
+K = TypeVar("K")
+
+
 def measure_steady(
-    calls: Mapping[Key, Callable[[], object]], runs: int, on_step: Callable[[float], None] = lambda _: None
-) -> dict[Key, float]:
+    calls: Mapping[K, Callable[[], object]], runs: int, on_step: Callable[[float], None] = lambda _: None
+) -> dict[K, float]:
     """Median seconds of each call among calls of its own sizes."""
     rows: dict[str, list[Callable[[], object]]] = {}
     for key, call in calls.items():

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mpcompile.cost.fusion import FP32_BYTES
 from mpcompile.cost.rates import Rates
 from mpcompile.cost.roofline import predict_region
 from mpcompile.cost.work import GraphWork, Part, Size
@@ -30,7 +29,8 @@ class CostModel:
     rates: Rates
     scale: float = 1.0
     max_length: int = 512
-    _tables: dict[tuple[int, float, float, bool], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _tables: dict[tuple[int, float, float, float], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _weight_bytes: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     def predict_segment(
         self, first: int, exit_layer: int, batch_size: float, seq_len: Size, point: OperatingPoint
@@ -46,9 +46,9 @@ class CostModel:
         seconds = np.full(np.shape(seq_len), self.rates.engine_s)
         if exit_layer != point.exit_layers[-1]:
             seconds = seconds + self.rates.sync_s
-        cached = self._weights_cached(first, exit_layer)
+        weight_bytes = self._count_weight_bytes(first, exit_layer)
         for part in self.work.list_parts(first, exit_layer, seq_len, point):
-            seconds = seconds + self._predict(part, batch_size, cached)
+            seconds = seconds + self._predict(part, batch_size, weight_bytes)
         return seconds
 
     def predict_reshape(self, first: int, exit_layer: int, point: OperatingPoint) -> float:
@@ -97,20 +97,20 @@ class CostModel:
             flops = flops + ran * self.work.feed_forward[layer].count_flops(one, length)
         return np.asarray(flops)
 
-    def count_weight_bytes(self, first: int, exit_layer: int) -> float:
-        """Parameters that an engine reads, in the precision of the rates; without the tables of ids."""
-        parts = self.work.list_parts(first, exit_layer, np.float64(1), OperatingPoint((exit_layer,)))
-        return sum(part.region.weight_bytes for part in parts) * self.rates.activation_bytes / FP32_BYTES
+    def _count_weight_bytes(self, first: int, exit_layer: int) -> float:
+        """Parameters that an engine reads, fp32; without the tables of ids."""
+        key = (first, exit_layer)
+        if key not in self._weight_bytes:
+            parts = self.work.list_parts(first, exit_layer, np.float64(1), OperatingPoint((exit_layer,)))
+            self._weight_bytes[key] = sum(part.region.weight_bytes for part in parts)
+        return self._weight_bytes[key]
 
-    def _weights_cached(self, first: int, exit_layer: int) -> bool:
-        return self.count_weight_bytes(first, exit_layer) <= self.rates.cache_bytes
-
-    def _predict(self, part: Part, batch_size: float, cached: bool) -> np.ndarray:
+    def _predict(self, part: Part, batch_size: float, weight_bytes: float) -> np.ndarray:
         """Seconds of a part, looked up: lengths are whole numbers, and a search asks for the same ones again."""
-        key = (id(part.region), float(batch_size), part.keep_ratio, cached)
+        key = (id(part.region), float(batch_size), part.keep_ratio, weight_bytes)
         if key not in self._tables:
             lengths = np.arange(1.0, self.max_length + 1)
             work = part.region.evaluate(np.float64(batch_size), lengths, count_kept(part.keep_ratio, lengths))
-            predicted = self.scale * predict_region(self.rates, work, cached)
+            predicted = self.scale * predict_region(self.rates, work, weight_bytes)
             self._tables[key] = np.broadcast_to(predicted, lengths.shape)
         return self._tables[key][np.asarray(part.seq_len, np.int64) - 1]

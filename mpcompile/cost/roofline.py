@@ -16,26 +16,35 @@ from mpcompile.cost.rates import Rates
 from mpcompile.cost.work import Work
 
 
-def predict_region(rates: Rates, work: Work, weights_cached: bool) -> Any:
+def predict_region(rates: Rates, work: Work, engine_weight_bytes: float) -> Any:
     """Seconds of a region; the shape of the work's arrays.
 
     Args:
         rates: of the device.
         work: of the region.
-        weights_cached: whether the engine's parameters stay in the cache between calls.
+        engine_weight_bytes: parameters of the whole engine, fp32: what its calls read again and again.
     """
     total: Any = 0.0
     narrow = rates.activation_bytes / FP32_BYTES
-    weight_rate = rates.cache_bytes_per_s if weights_cached else rates.memory_bytes_per_s
+    weight_s = _seconds_per_byte(rates, narrow * engine_weight_bytes)
     for i, kind in enumerate(work.kinds):
         arithmetic_s = _product_seconds(rates, kind, work.products[i]) + work.vector_flops[i] / rates.vector_flops_per_s
         moved = narrow * work.activation_bytes[i]
-        rate = np.where(moved <= rates.cache_bytes, rates.cache_bytes_per_s, rates.memory_bytes_per_s)
-        memory_s = narrow * work.weight_bytes[i] / weight_rate + moved / rate
+        memory_s = narrow * work.weight_bytes[i] * weight_s + moved * _seconds_per_byte(rates, moved)
         longer, shorter = np.maximum(arithmetic_s, memory_s), np.minimum(arithmetic_s, memory_s)
         kernel_s = longer + (1.0 - rates.overlap) * shorter
         total = total + work.count[i] * (kernel_s + work.num_launches[i] * rates.launch_s)
     return total
+
+
+def _seconds_per_byte(rates: Rates, size: Any) -> Any:
+    """Seconds to move a byte of something that is used again and again, from the cache as far as it is still there.
+
+    Nearly all of what is much smaller than the cache is, little of what is much larger: a share of
+    1 / (1 + (size / cache)^2), half of what is as large as the cache itself, which others use, too.
+    """
+    cached = 1.0 / (1.0 + (size / rates.cache_bytes) ** 2)
+    return cached / rates.cache_bytes_per_s + (1.0 - cached) / rates.memory_bytes_per_s
 
 
 def _product_seconds(rates: Rates, kind: str, product: tuple[Any, Any, Any, Any]) -> Any:

@@ -43,6 +43,12 @@ class Candidate:
         """Expected, of a batch."""
         return total_seconds(self.segments)
 
+    @property
+    def demand(self) -> tuple[float, float]:
+        """What the point asks of the model, for choosing the mildest: the larger one of the share of tokens that a
+        layer drops and the share of examples that leave at an off-ramp; where that is equal, fewer flops are more."""
+        return max(1.0 - min(self.point.keep_ratios, default=1.0), self.exit_share), -self.flops
+
 
 class Planner:
     """Searches keep ratios and exits with the cost model alone.
@@ -61,7 +67,7 @@ class Planner:
         self.floor_s = self._unpruned(np.ones(1, np.int64))
 
     def plan(self, target_speedup: float, on_step: Callable[[float], None] = lambda _: None) -> tuple[Candidate, float]:
-        """The point that removes least work among those that meet a target, and the best speedup there is.
+        """The mildest point that meets a target, and the best speedup there is.
 
         Raises:
             TargetUnreachable: when no point meets the target; with the floor and the best reachable number.
@@ -83,7 +89,7 @@ class Planner:
                 "batch, or a device with smaller fixed costs",
                 (),
             )
-        return max(meeting, key=lambda candidate: candidate.flops), reachable
+        return min(meeting, key=lambda candidate: candidate.demand), reachable
 
     def fixed_share(self) -> float:
         """Share of the unpruned time that does not depend on the number of tokens: its value extrapolated to none."""

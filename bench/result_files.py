@@ -1,0 +1,57 @@
+"""Result files: what ran where, with which versions, from which commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+
+def describe_machine() -> dict[str, object]:
+    """Hardware, versions and commit that a result belongs to."""
+    names = ("mpcompile", "torch", "transformers", "openvino", "onnxruntime", "nncf", "numpy")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "platform": platform.platform(),
+        "python": platform.python_version(), "commit": commit + (" with changes" if dirty else ""),
+        "versions": {name: metadata.version(name) for name in names if _installed(name)},
+    }  # fmt: skip
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    return found[1].strip() if found else platform.processor()
+
+
+def slug() -> str:
+    """Hardware and date, as result files are named."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", f"{_cpu()}-{len(os.sched_getaffinity(0))}-cores".lower()).strip("-")
+    return f"{cpu}_{datetime.now(UTC):%Y-%m-%d}"
+
+
+def write_result(path: Path, result: dict[str, object], table: str) -> None:
+    """Writes a result as JSON, whole or not at all, and as Markdown beside it; prints the latter."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
+        json.dump(result, file, indent=2)
+    Path(file.name).chmod(0o644)
+    os.replace(file.name, path)
+    path.with_suffix(".md").write_text(table)
+    print(table)
