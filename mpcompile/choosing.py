@@ -60,7 +60,7 @@ def measure_cost_model(context: Context, unpruned: Runtime, length: int) -> Cost
         work = estimate_work(captured, context.backend.name)
         cost = CostModel(work, profile.rates, max_length=captured.max_length)
         ratios = [_measured_over_predicted(context, cost, unpruned, size, length) for size in (1, 8, 32)]
-    return dataclasses.replace(cost, scale=float(np.median(ratios)), _tables={})
+    return dataclasses.replace(cost, scale=float(np.median(ratios)))
 
 
 def _measured_over_predicted(
@@ -105,7 +105,7 @@ def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chos
     candidates = []
     for schedule in (*schedules, *steep, *_planned(context)):
         point = OperatingPoint(end, (), layers, schedule.keep_ratios, context.precision)
-        seconds = cost.predict_segment(0, end[0], batch_size, lengths, point)
+        seconds = cost.predict_segment(True, 0, end[0], batch_size, lengths, point)
         exit_layer = np.full(1, end[0])
         candidates.append(Candidate(point, float(seconds[0]), np.nan, exit_layer, np.zeros(1, np.int64)))
     ordered = sorted(candidates, key=lambda candidate: -candidate.seconds)

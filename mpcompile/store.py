@@ -48,7 +48,7 @@ class Store:
         arrays = self.find_maybe(key)
         if arrays is None:
             arrays = compute()
-            self._write(self._path(key), arrays)
+            self.keep(key, arrays)
         return arrays
 
     def find_maybe(self, key: Mapping[str, object]) -> dict[str, np.ndarray] | None:
@@ -61,14 +61,12 @@ class Store:
             return arrays
         return None
 
-    def remove(self, key: Mapping[str, object]) -> None:
-        """Forgets what is stored under a key."""
-        self._path(key).unlink(missing_ok=True)
-
     def _path(self, key: Mapping[str, object]) -> Path:
         return self.directory / f"{digest(key)}.safetensors"
 
-    def _write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def keep(self, key: Mapping[str, object], arrays: dict[str, np.ndarray]) -> None:
+        """Stores arrays under a key, in place of what was there."""
+        path = self._path(key)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.directory, prefix="writing-")

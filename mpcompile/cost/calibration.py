@@ -316,7 +316,10 @@ def describe_sample(
     segment = segments[index]
     first = segments[index - 1].exit_layer if index else 0
     point = OperatingPoint((segment.exit_layer,), (), segment.prune_layers, (keep_ratio,) * len(segment.prune_layers))
-    size, parts = np.float64(batch_size), list(work.list_parts(first, segment.exit_layer, np.float64(seq_len), point))
+    size, parts = (
+        np.float64(batch_size),
+        list(work.list_parts(index == 0, first, segment.exit_layer, np.float64(seq_len), point)),
+    )
     return Sample(
         name=f"layers {first}-{segment.exit_layer}, batch {batch_size}, length {seq_len}, keep {keep_ratio:g}",
         parts=tuple(p.region.evaluate(size, p.seq_len, count_kept(p.keep_ratio, p.seq_len)) for p in parts),

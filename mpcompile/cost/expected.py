@@ -40,7 +40,7 @@ class ExpectedTime:
     """Expected times of one model on one workload; what was predicted once is remembered.
 
     Of a batch of B examples, each reaches a segment with probability `survival`, independently: as many as a
-    binomial distribution says. R of them are padded to the longest, taken to be the R / (R + 1) quantile of lengths.
+    binomial distribution says. R of them are padded to the longest of R lengths that are drawn at random.
 
     Args:
         cost: predicts engines.
@@ -50,7 +50,8 @@ class ExpectedTime:
 
     def __init__(self, cost: CostModel, lengths: np.ndarray, batch_size: int) -> None:
         self._cost, self._batch_size = cost, batch_size
-        self._lengths = np.sort(np.asarray(lengths))
+        self._lengths, counts = np.unique(lengths, return_counts=True)
+        self._share_up_to = np.cumsum(counts) / counts.sum()  # of the examples that are not longer
         self._known: dict[tuple[object, ...], float] = {}
 
     def predict(self, point: OperatingPoint, survival: Sequence[float]) -> tuple[SegmentTime, ...]:
@@ -68,21 +69,26 @@ class ExpectedTime:
             likely = np.flatnonzero(chance > 1e-4 * chance.max()) if share > 0 else ()
             seconds = sum(chance[i] * self._engine(first, exit_layer, int(counts[i]), length, point) for i in likely)
             left = count_left(point, first, exit_layer, length)
-            means = float(length.mean()), float(left.mean())
-            segments.append(SegmentTime(first, exit_layer, share, *means, float(seconds)))
+            tokens, tokens_left = (float(self._chance_longest(1) @ counted) for counted in (length, left))
+            segments.append(SegmentTime(first, exit_layer, share, tokens, tokens_left, float(seconds)))
             length = left
         return tuple(segments)
 
     def _engine(self, first: int, exit_layer: int, count: int, length: np.ndarray, point: OperatingPoint) -> float:
         """Seconds of an engine for so many survivors."""
-        is_end = exit_layer == point.exit_layers[-1]
-        key = (first, exit_layer, is_end, count, point.prune_layers, point.keep_ratios)
+        is_first, is_end = exit_layer == point.exit_layers[0], exit_layer == point.exit_layers[-1]
+        key = (is_first, first, exit_layer, is_end, count, point.prune_layers, point.keep_ratios)
         if key not in self._known:
-            longest = length if count == 1 else length[int(np.ceil((len(length) - 1) * count / (count + 1)))]
-            seconds = float(np.mean(self._cost.predict_segment(first, exit_layer, count, longest, point)))
-            varied = self._lengths[0] != self._lengths[-1]
-            self._known[key] = seconds + (self._cost.predict_reshape(first, exit_layer, point) if varied else 0.0)
+            by_length = self._cost.predict_segment(is_first, first, exit_layer, count, length, point)
+            seconds = float(self._chance_longest(count) @ by_length)
+            varied = len(self._lengths) > 1
+            reshape_s = self._cost.predict_reshape(is_first, first, exit_layer, point) if varied else 0.0
+            self._known[key] = seconds + reshape_s
         return self._known[key]
+
+    def _chance_longest(self, count: int) -> np.ndarray:
+        """Probability of each length to be that of the longest of `count` examples; pruning keeps their order."""
+        return np.diff(self._share_up_to**count, prepend=0.0)
 
 
 def total_seconds(segments: Sequence[SegmentTime]) -> float:

@@ -164,7 +164,7 @@ def _find_group(
     if not fusion.fuses:
         return None
     if fusion.joins_products and kind_of(operator) == "matmul":
-        return _find_sibling(operator, drafts)
+        return _find_sibling(operator, place, drafts)
     if kind_of(operator) != "pointwise" or not sources or drafts[max(sources)].place != place:
         return None
     if operator.name in REDUCTIONS and not fusion.fuses_reductions:
@@ -182,14 +182,15 @@ def _shares(operator: Operator, draft: _Draft, reads: Mapping[int, int]) -> bool
     return any(array.key in made and reads[array.key] > 1 for array in operator.inputs)
 
 
-def _find_sibling(operator: Operator, drafts: Sequence[_Draft]) -> int | None:
+def _find_sibling(operator: Operator, place: Hashable, drafts: Sequence[_Draft]) -> int | None:
     """The group before, when it is a product of the same operand with another weight."""
-    if not drafts or drafts[-1].kind != "matmul" or len(drafts[-1].operators) > 2:
+    if not drafts or drafts[-1].place != place or drafts[-1].kind != "matmul" or len(drafts[-1].operators) > 2:
         return None
     first = drafts[-1].operators[0]
     if not any(array.is_weight for array in operator.inputs) or first.name not in MATMULS:
         return None
-    return len(drafts) - 1 if _operand(first).key == _operand(operator).key else None
+    left, right = _operand(first), _operand(operator)
+    return len(drafts) - 1 if (left.key, left.shape) == (right.key, right.shape) else None
 
 
 def _last_readers(drafts: Sequence[_Draft]) -> dict[int, set[int]]:

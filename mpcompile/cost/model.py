@@ -29,15 +29,18 @@ class CostModel:
     rates: Rates
     scale: float = 1.0
     max_length: int = 512
-    _tables: dict[tuple[int, float, float, float], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    _weight_bytes: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
+    _tables: dict[tuple[int, float, float, float], np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _weight_bytes: dict[tuple[int, int], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def predict_segment(
-        self, first: int, exit_layer: int, batch_size: float, seq_len: Size, point: OperatingPoint
+        self, is_first: bool, first: int, exit_layer: int, batch_size: float, seq_len: Size, point: OperatingPoint
     ) -> np.ndarray:
         """Seconds of one engine: what it computes, its call, and the host's look at the entropies.
 
         Args:
+            is_first: whether it starts from ids.
             first, exit_layer: layers that it runs, the second exclusive.
             batch_size: examples.
             seq_len: tokens that enter, a number or an array.
@@ -47,21 +50,21 @@ class CostModel:
         if exit_layer != point.exit_layers[-1]:
             seconds = seconds + self.rates.sync_s
         weight_bytes = self._count_weight_bytes(first, exit_layer)
-        for part in self.work.list_parts(first, exit_layer, seq_len, point):
+        for part in self.work.list_parts(is_first, first, exit_layer, seq_len, point):
             seconds = seconds + self._predict(part, batch_size, weight_bytes)
         return seconds
 
-    def predict_reshape(self, first: int, exit_layer: int, point: OperatingPoint) -> float:
+    def predict_reshape(self, is_first: bool, first: int, exit_layer: int, point: OperatingPoint) -> float:
         """Seconds that an engine takes more when its sizes differ from those of its last call."""
         if self.rates.reshape_s == 0.0:
             return 0.0
-        parts = self.work.list_parts(first, exit_layer, np.float64(1), point)
+        parts = self.work.list_parts(is_first, first, exit_layer, np.float64(1), point)
         return self.scale * self.rates.reshape_s * sum(part.region.num_launches for part in parts)
 
     def predict_unpruned(self, batch_size: float, seq_len: Size) -> np.ndarray:
         """Seconds of the whole model in one engine."""
         end = self.work.num_layers
-        return self.predict_segment(0, end, batch_size, seq_len, OperatingPoint((end,)))
+        return self.predict_segment(True, 0, end, batch_size, seq_len, OperatingPoint((end,)))
 
     def split_tokens(self, exit_layers: Sequence[int], seq_len: int) -> tuple[float, ...]:
         """Padding tokens that cost as much as another call, for the segment that ends at each exit.
@@ -72,8 +75,11 @@ class CostModel:
         """
         point = OperatingPoint(exit_layers=(exit_layers[-1],))
         tokens = []
-        for first, exit_layer in itertools.pairwise((0, *exit_layers)):
-            few, many = (float(self.predict_segment(first, exit_layer, n, np.float64(seq_len), point)) for n in (8, 16))
+        for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exit_layers))):
+            few, many = (
+                float(self.predict_segment(index == 0, first, exit_layer, n, np.float64(seq_len), point))
+                for n in (8, 16)
+            )
             per_token = max(many - few, 1e-12) / (8 * seq_len)
             tokens.append(max(few - 8 * seq_len * per_token, 0.0) / per_token)
         return tuple(tokens)
@@ -101,7 +107,7 @@ class CostModel:
         """Parameters that an engine reads, fp32; without the tables of ids."""
         key = (first, exit_layer)
         if key not in self._weight_bytes:
-            parts = self.work.list_parts(first, exit_layer, np.float64(1), OperatingPoint((exit_layer,)))
+            parts = self.work.list_parts(False, first, exit_layer, np.float64(1), OperatingPoint((exit_layer,)))
             self._weight_bytes[key] = sum(part.region.weight_bytes for part in parts)
         return self._weight_bytes[key]
 

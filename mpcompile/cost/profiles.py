@@ -44,17 +44,14 @@ def find_profile(
         BackendError: when an engine cannot be built.
     """
     declared = declare_rates(find_device(PRESENT_MACHINE), precision)
-
-    def measure(grids: Sequence[Grid]) -> dict[str, np.ndarray]:
-        return _to_arrays(calibrate(backend, precision, config, declared, grids, on_step=on_step))
-
-    full, quick = (_key(backend, precision, config, grids) for grids in (FULL, QUICK))
-    if thorough:
-        if fresh:
-            store.remove(full)
-        return _from_arrays(store.fetch(full, lambda: measure(FULL)), declared, backend.name)
-    kept = store.find_maybe(full)
-    return _from_arrays(kept or store.fetch(quick, lambda: measure(QUICK)), declared, backend.name)
+    for grids in () if fresh else (FULL,) if thorough else (FULL, QUICK):
+        kept = store.find_maybe(_key(backend, precision, config, grids))
+        if kept is not None:
+            return _from_arrays(kept, declared, backend.name)
+    grids = FULL if thorough else QUICK
+    arrays = _to_arrays(calibrate(backend, precision, config, declared, grids, on_step=on_step))
+    store.keep(_key(backend, precision, config, grids), arrays)
+    return _from_arrays(arrays, declared, backend.name)
 
 
 def find_kept_profile(backend: Backend, precision: str, config: BuildConfig, store: Store) -> Profile | None:

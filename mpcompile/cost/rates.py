@@ -90,7 +90,8 @@ def declare_rates(device: Device, precision: str) -> Rates:
         attention_flops_per_s=ATTENTION_SHARE * peaks[attention],
         vector_flops_per_s=VECTOR_SHARE * peaks["f32"],
         memory_bytes_per_s=MEMORY_SHARE * device.peak_bytes_per_s,
-        cache_bytes_per_s=CACHE_SHARE * device.l2_bytes_per_s,
+        # HBM3e comes close to the L2 in front of it, and a cache is never slower than its memory.
+        cache_bytes_per_s=max(CACHE_SHARE * device.l2_bytes_per_s, MEMORY_SHARE * device.peak_bytes_per_s),
         cache_bytes=device.l2_bytes,
         launch_s=device.launch_overhead_s,
         engine_s=device.engine_overhead_s,

@@ -65,16 +65,17 @@ def kept_symbol(layer: int) -> sympy.Symbol:
     return sympy.Symbol(f"K_{layer}", integer=True, positive=True)
 
 
-def trace_operators(graph_module: GraphModule, hidden_size: int) -> list[Operator]:
+def trace_operators(graph_module: GraphModule, hidden_size: int, max_length: int = _LENGTH_HINT) -> list[Operator]:
     """Lists the operators of a captured, rewritten or split graph in the order they run.
 
     Args:
         graph_module: its inputs are named as in `mpcompile.segment`; a segment's survivors are
             taken to be the whole batch before it (R = B, L = S).
         hidden_size: D.
+        max_length: tokens that the model reads at most.
     """
     names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
-    tracer = _Tracer(graph_module, names)
+    tracer = _Tracer(graph_module, names, min(max_length, _LENGTH_HINT))
     tracer.run(*(tracer.make_input(name, hidden_size) for name in names))
     return tracer.operators()
 
@@ -82,14 +83,14 @@ def trace_operators(graph_module: GraphModule, hidden_size: int) -> list[Operato
 class _Tracer(Interpreter):
     """Interprets a graph on fake tensors and writes down what is dispatched."""
 
-    def __init__(self, graph_module: GraphModule, input_names: Sequence[str]) -> None:
+    def __init__(self, graph_module: GraphModule, input_names: Sequence[str], length_hint: int) -> None:
         super().__init__(graph_module)
         self._environment = ShapeEnv()
         self._fake = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
         self._recorder = _Recorder()
         pruned = sorted(int(name.removeprefix("slots_")) for name in input_names if name.startswith("slots_"))
-        kept = {kept_symbol(layer): _LENGTH_HINT - 1 - i for i, layer in enumerate(pruned)}
-        self._hints = {BATCH: _BATCH_HINT, LENGTH: _LENGTH_HINT, **kept}
+        kept = {kept_symbol(layer): length_hint - 1 - i for i, layer in enumerate(pruned)}
+        self._hints = {BATCH: _BATCH_HINT, LENGTH: length_hint, **kept}
         self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
 
     def make_input(self, name: str, hidden_size: int) -> torch.Tensor:

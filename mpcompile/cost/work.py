@@ -147,14 +147,17 @@ class GraphWork:
         """Encoder layers."""
         return len(self.attention)
 
-    def list_parts(self, first: int, exit_layer: int, seq_len: Size, point: OperatingPoint) -> Iterator[Part]:
+    def list_parts(
+        self, is_first: bool, first: int, exit_layer: int, seq_len: Size, point: OperatingPoint
+    ) -> Iterator[Part]:
         """What a segment runs: embeddings or entry, layers `first` to `exit_layer`, the head or classifier there.
 
         Args:
+            is_first: whether it starts from ids; behind an exit at layer 0 another segment starts at that layer, too.
             seq_len: tokens that enter.
             point: for what it prunes.
         """
-        yield Part(self.embeddings if first == 0 else self.entry, seq_len)
+        yield Part(self.embeddings if is_first else self.entry, seq_len)
         length = seq_len
         for layer in range(first, exit_layer):
             yield Part(self.attention[layer], length)
@@ -191,7 +194,11 @@ def estimate_work(captured: CapturedModel, backend: str) -> GraphWork:
     heads = {layer: ExitHead(size, captured.num_labels, HEAD_WIDTH) for layer in range(num_layers)}
     graph_module = rewrite(captured.graph_module, heads, tuple(range(num_layers)))
     find_place = _places(graph_module)
-    placed = fuse(trace_operators(graph_module, size), FUSIONS[backend], lambda operator: find_place(operator.node))
+    placed = fuse(
+        trace_operators(graph_module, size, captured.max_length),
+        FUSIONS[backend],
+        lambda operator: find_place(operator.node),
+    )
     by_place: dict[Hashable, list[Group]] = {}
     for place, group in placed:
         by_place.setdefault(place, []).append(_localise(group, place, num_layers))

@@ -47,9 +47,11 @@ def _predict(
     exit_layer = chain.exit_layers[index]
     total = 0.0
     # Texts differ in length: a call of the sizes of the call before is the exception.
-    reshape_s = cost.predict_reshape(first, exit_layer, point)
+    reshape_s = cost.predict_reshape(index == 0, first, exit_layer, point)
     for part in split_by_length(length, chain.split_tokens[index]):
-        total += float(cost.predict_segment(first, exit_layer, len(part), length[part].max(), point)) + reshape_s
+        total += (
+            float(cost.predict_segment(index == 0, first, exit_layer, len(part), length[part].max(), point)) + reshape_s
+        )
         staying = part[leaves[part] > exit_layer]
         if len(staying):
             kept = count_left(point, first, exit_layer, length[staying])

@@ -132,8 +132,8 @@ class PointSearch:
         if all(ratio == 1.0 for ratio in point.keep_ratios):
             point = OperatingPoint(exits[-1:])
         length, elapsed, seconds = self._lengths, np.zeros(len(self._lengths)), []
-        for first, exit_layer in itertools.pairwise((0, *exits)):
-            taken = self._cost.predict_segment(first, exit_layer, self._batch_size, length, point)
+        for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exits))):
+            taken = self._cost.predict_segment(index == 0, first, exit_layer, self._batch_size, length, point)
             length = count_left(point, first, exit_layer, length)
             elapsed = elapsed + taken / self._batch_size
             seconds.append(elapsed)

@@ -133,6 +133,46 @@ def test_entry_larger_than_the_store_is_returned(tmp_path: Path) -> None:
     assert len(Store(tmp_path, max_bytes=100).fetch(KEY, Counted(size=1000))["a"]) == 1000
 
 
+def test_nothing_is_found_where_nothing_was_stored(tmp_path: Path) -> None:
+    assert Store(tmp_path).find_maybe(KEY) is None
+    assert Store(tmp_path / "no such folder").find_maybe(KEY) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_stored_is_found(tmp_path: Path) -> None:
+    Store(tmp_path).fetch(KEY, Counted(3.0))
+    found = Store(tmp_path).find_maybe(KEY)
+    assert found is not None
+    assert found["a"].tolist() == [3.0] * 4 and found["b"].tolist() == [0, 1, 2]
+
+
+def test_what_was_stored_under_another_key_is_not_found(tmp_path: Path) -> None:
+    Store(tmp_path).fetch(KEY, Counted())
+    assert Store(tmp_path).find_maybe({**KEY, "number": 2}) is None
+
+
+def test_damaged_entry_is_not_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.fetch(KEY, Counted())
+    entry(tmp_path).write_bytes(b"not safetensors at all")
+    assert store.find_maybe(KEY) is None
+
+
+def test_entry_that_is_found_counts_as_used(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.fetch(KEY, Counted())
+    os.utime(entry(tmp_path), (1, 1))
+    store.find_maybe(KEY)
+    assert entry(tmp_path).stat().st_mtime > 1
+
+
+def test_kept_entry_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.fetch(KEY, Counted(1.0))
+    store.keep(KEY, Counted(2.0)())
+    assert store.fetch(KEY, refuse)["a"][0] == 2.0
+
+
 def test_two_processes_share_a_store(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, numpy\n"

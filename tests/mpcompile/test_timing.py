@@ -48,7 +48,21 @@ def test_run_is_the_mean_of_its_calls(clock: Clock) -> None:
 def test_percentiles_are_those_of_single_calls(clock: Clock) -> None:
     calls = [clock.work(str(i), float(i)) for i in range(1, 12)]
     timing = measure_interleaved({"a": calls}, runs=2, clock=clock)["a"]
-    assert (timing.p10_s, timing.p90_s) == pytest.approx(tuple(np.percentile(list(range(1, 12)) * 2, (10, 90))))
+    expected = tuple(np.percentile(list(range(1, 12)) * 2, (10, 50, 90)))
+    assert (timing.p10_s, timing.p50_s, timing.p90_s) == pytest.approx(expected)
+
+
+def test_median_call_is_not_the_median_run(clock: Clock) -> None:
+    # Runs of 1 + 1 + 10 s: a call takes 4 s on average, and half of the calls no longer than 1 s.
+    calls = [clock.work("short", 1.0), clock.work("short", 1.0), clock.work("long", 10.0)]
+    timing = measure_interleaved({"a": calls}, runs=3, clock=clock)["a"]
+    assert (timing.median_s, timing.p50_s) == (4.0, 1.0)
+
+
+def test_disturbed_call_does_not_move_the_median_call(clock: Clock) -> None:
+    calls = [clock.work("a", 1.0)] * 4 + [clock.work("b", 100.0, 1.0)]
+    timing = measure_interleaved({"a": calls}, runs=2, warm_up=0, clock=clock)["a"]
+    assert timing.p50_s == 1.0 and timing.median_s > 5.0
 
 
 def test_warm_up_is_not_timed(clock: Clock) -> None:

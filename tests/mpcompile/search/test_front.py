@@ -1,23 +1,26 @@
 """Tests of the search for a front of operating points."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcompile.cost.device import Device
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.nodes import GraphWork, NodeWork
+from mpcompile.cost.work import Region
 from mpcompile.features import KeepSchedule
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.search.front import MAX_POINTS, USEFUL_LOSS, Candidate, HeldOut, PointSearch, pareto_front, thin
+from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 NUM_LAYERS, NUM_TEXTS = 4, 400
-NODE = NodeWork(lambda b, s: 1e6 * b * s, lambda b, s: 0 * b * s, 1)
+KERNEL = Region.of([pointwise(B * S)])
 COST = CostModel(
-    GraphWork((NODE,), ((NODE,),) * NUM_LAYERS, ((NODE,),) * NUM_LAYERS, (NODE,), 16, 3),
-    Device("counted", 1e9, 1e12, 0.0, 1e-4),
+    build_work(NUM_LAYERS, attention=KERNEL, feed_forward=KERNEL, classifier=KERNEL),
+    dataclasses.replace(RATES, engine_s=0.001),
 )
+"""Nine kernels of 10 ms a token, and calls of 1 ms."""
 
 
 def candidate(seconds: float, loss: float) -> Candidate:
