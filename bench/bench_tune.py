@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from result_files import describe_machine, slug, write_result
+from smoke import write_smoke_inputs
 
 import mpcompile
 from mpcompile.data import Examples, labels_to_ids, load_examples
@@ -24,6 +25,14 @@ from mpcompile.tuning import tune
 def main() -> None:
     """Tunes once per batch size."""
     options = _parse()
+    if options.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            _bench(_smoke_options(options, Path(folder)))
+    else:
+        _bench(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"name": options.name, "command": " ".join(["python", *sys.argv]), **describe_machine()}
     test = load_examples(options.test, name="test")
     rows = []
@@ -50,15 +59,34 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--texts", required=True)
-    parser.add_argument("--test", required=True)
+    parser.add_argument("--artifact", type=Path)
+    parser.add_argument("--texts")
+    parser.add_argument("--test")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--budget-s", type=float, default=120.0)
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--name", default="tune")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
-    return parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="the smallest run; writes nothing that stays")
+    options = parser.parse_args()
+    missing = [name for name in ("artifact", "texts", "test") if getattr(options, name) is None]
+    if missing and not options.smoke:
+        parser.error(f"--{missing[0]}: needed, unless it is a --smoke run")
+    return options
+
+
+def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+    """The same run on an artifact of the demo encoder with an untrained classifier."""
+    write_smoke_inputs(folder)
+    train, cache = str(folder / "train.csv"), folder / "cache"
+    optimized = mpcompile.optimize(
+        folder / "model", 1.0, texts=train, max_texts=64, batch_size=4, cache_dir=cache, progress=False
+    )
+    small = {
+        "artifact": optimized.save(folder / "artifact"), "texts": train, "test": str(folder / "test.csv"),
+        "batch_size": [4], "budget_s": 5.0, "cache_dir": cache, "out": folder,
+    }  # fmt: skip
+    return argparse.Namespace(**{**vars(options), **small})
 
 
 def _accuracy(directory: Path, test: Examples) -> float:

