@@ -49,7 +49,7 @@ class Group:
     """Operators that run as one kernel, or as few.
 
     Attributes:
-        kind: "matmul", "attention", "norm", "lookup", "sort", "concat" or "pointwise": its first operator's.
+        kind: "matmul", "attention", "norm", "lookup", "sort", "concat", "copy" or "pointwise": its first operator's.
         operators: names of its operators in order.
         product: of a matmul or of the scores of an attention (those with values are as many), else None.
         vector_flops: of everything that is not a matrix product.
@@ -85,6 +85,7 @@ class Fusion:
         fuses_reductions: whether a reduction joins the kernel before it.
         joins_products: whether matrix products of one operand with several weights are one kernel.
         norm_launches: kernels of a layer norm.
+        copies_transposed: whether what stands in another order is copied for an operator that is no product.
     """
 
     fuses: bool = True
@@ -93,14 +94,18 @@ class Fusion:
     fuses_reductions: bool = True
     joins_products: bool = False
     norm_launches: int = 1
+    copies_transposed: bool = False
 
 
 FUSIONS = {
     # One kernel per operator.
     "eager": Fusion(fuses=False),
     # Read off the executed graph (`get_runtime_model`) of 2026.4 on x86: bias and activation go into the product,
-    # residuals stay nodes of their own, a norm is MVN and MulAdd, attention is one subgraph.
-    "openvino": Fusion(adds_residual=False, keeps_both=False, fuses_reductions=False, norm_launches=2),
+    # residuals stay nodes of their own, a norm is MVN and MulAdd, attention is one subgraph. Attention reads queries,
+    # keys and values where the products left them; whatever else reads them gets a Transpose first.
+    "openvino": Fusion(
+        adds_residual=False, keeps_both=False, fuses_reductions=False, norm_launches=2, copies_transposed=True
+    ),
     # Myelin's logs (TENSORRT.md): fused attention, residual with norm, q, k and v as one product.
     "tensorrt": Fusion(joins_products=True),
 }
@@ -130,10 +135,13 @@ def fuse(
     """
     drafts: list[_Draft] = []
     made_by: dict[int, int] = {}
+    copied: set[int] = set()
     reads = Counter(array.key for operator in operators for array in operator.inputs)
     for operator in operators:
         if not any(array.shape for array in operator.outputs):  # a scalar constant
             continue
+        if fusion.copies_transposed:
+            _add_copies(operator, place(operator), drafts, made_by, copied)
         target = _find_group(operator, fusion, place(operator), drafts, made_by)
         if target is not None and not fusion.keeps_both and _shares(operator, drafts[target], reads):
             target = None
@@ -155,6 +163,19 @@ def kind_of(operator: Operator) -> str:
         return "concat"
     named = ((MATMULS, "matmul"), (NORMS, "norm"), (LOOKUPS, "lookup"), (SORTS, "sort"))
     return next((kind for names, kind in named if name in names), "pointwise")
+
+
+def _add_copies(
+    operator: Operator, place: Hashable, drafts: list[_Draft], made_by: Mapping[int, int], copied: set[int]
+) -> None:
+    """A group for each hidden state that an operator reads in another order than it has in memory, the first time."""
+    if kind_of(operator) in ("matmul", "attention"):
+        return
+    for array in operator.inputs:
+        if array.is_transposed and len(array.shape) > 3 and array.key in made_by and array.key not in copied:
+            copied.add(array.key)
+            copy = Array(-array.key, array.shape, is_weight=False)
+            drafts.append(_Draft(place, "copy", [Operator("transpose", (array,), (copy,), operator.node)]))
 
 
 def _find_group(
@@ -247,7 +268,7 @@ def _vector_flops(operator: Operator) -> sympy.Expr:
     if kind == "attention":  # a softmax over every row of scores
         batch, heads, length, _ = operator.inputs[0].shape
         return VECTOR_FLOPS["_softmax"] * batch * heads * length * operator.inputs[1].shape[2]
-    if kind in ("matmul", "lookup", "concat"):
+    if kind in ("matmul", "lookup", "concat") or operator.name == "transpose":
         return sympy.Integer(0)
     arrays = (*operator.inputs, *operator.outputs)
     if kind == "sort":  # a comparison network: each element takes part in about log2(512) comparisons

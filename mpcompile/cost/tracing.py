@@ -36,11 +36,13 @@ class Array:
         key: of its memory; a view has that of the tensor it looks at.
         shape: sizes, in the module's symbols.
         is_weight: whether it is a parameter or constant of the model.
+        is_transposed: whether it looks at its memory in another order of dimensions.
     """
 
     key: int
     shape: Shape
     is_weight: bool
+    is_transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class _Tracer(Interpreter):
         shape = tuple(self._expression(size) for size in tensor.shape)
         # Of a table of positions the batch reads only as many rows as it has: that moves like an activation.
         is_weight = self._recorder.is_weight(tensor) and not any(size.free_symbols for size in shape)
-        return Array(self._recorder.key(tensor), shape, is_weight)
+        return Array(self._recorder.key(tensor), shape, is_weight, self._recorder.is_transposed(tensor))
 
     def _expression(self, size: int | torch.SymInt) -> sympy.Expr:
         if not isinstance(size, torch.SymInt):
@@ -142,6 +144,7 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[tuple[str, list[torch.Tensor], list[torch.Tensor], Node]] = []
         self.node: Node | None = None
         self._base: dict[int, int] = {}
+        self._transposed: set[int] = set()
         self._alive: list[torch.Tensor] = []  # ids are unique among tensors that live
         self._computed: set[int] = set()
 
@@ -158,6 +161,8 @@ class _Recorder(TorchDispatchMode):
         if name in VIEWS and read:
             for tensor in written:
                 self._base[id(tensor)] = self.key(read[0])
+                if name in TRANSPOSES or id(read[0]) in self._transposed:
+                    self._transposed.add(id(tensor))
             return result
         self._computed.update(map(id, written))
         assert self.node is not None
@@ -175,10 +180,14 @@ class _Recorder(TorchDispatchMode):
     def is_weight(self, tensor: torch.Tensor) -> bool:
         return self.key(tensor) not in self._computed
 
+    def is_transposed(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self._transposed
 
-VIEWS = frozenset(
+
+TRANSPOSES = frozenset(("t", "transpose", "permute"))
+VIEWS = TRANSPOSES | frozenset(
     (
-        "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice",
+        "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "slice",
         "select", "detach", "alias", "lift_fresh", "split", "clone", "as_strided",
     )
 )  # fmt: skip
