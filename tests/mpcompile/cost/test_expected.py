@@ -1,21 +1,28 @@
 """Tests of expected time: lengths and exits by chance, on a device made up so that a person can count."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mpcompile.cost.devices import find_device
 from mpcompile.cost.expected import ExpectedTime, total_seconds
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.rates import Rates
-from mpcompile.cost.work import Region
-from mpcompile.operating_point import OperatingPoint
+from mpcompile.cost.rates import Rates, declare_rates
+from mpcompile.cost.work import GraphWork, Region
+from mpcompile.operating_point import OperatingPoint, count_left
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 HALF = Region.of([pointwise(50 * B * S)])
 CALLED = dataclasses.replace(RATES, engine_s=10.0)
 """A layer takes 1 s a token, a call 10 s."""
 WHOLE, SPLIT = OperatingPoint((2,)), OperatingPoint((1, 2), (0.5,))
+
+
+COUNTED = CostModel(build_work(2, attention=HALF, feed_forward=HALF), CALLED)
 
 
 def expect(lengths: list[int], batch_size: int, rates: Rates = CALLED) -> ExpectedTime:
@@ -103,3 +110,66 @@ def test_what_was_predicted_once_is_predicted_again() -> None:
     remembered = [expected.predict(point, survival) for point, survival in zip(points, survivals, strict=True)]
     anew = [expect([3, 5, 8], 4).predict(point, survival) for point, survival in zip(points, survivals, strict=True)]
     assert remembered == anew
+
+
+CHAIN = OperatingPoint((1, 2, 3), (0.5, 0.5), (1, 2), (0.7, 0.4))
+"""Three engines of the tiny BERT that prune."""
+
+
+@pytest.fixture(scope="module")
+def tiny_cost(tiny_work: GraphWork) -> CostModel:
+    """The tiny BERT on a CPU as declared, where kernels and calls cost nothing: then lengths count."""
+    rates = declare_rates(find_device("cpu"), "f32")
+    return CostModel(tiny_work, dataclasses.replace(rates, launch_s=0.0, engine_s=0.0, product_s=0.0), max_length=40)
+
+
+def simulate(cost: CostModel, lengths: np.ndarray, batch_size: int, survival: list[float], num_batches: int) -> float:
+    """Mean seconds of batches that are drawn, run and compacted one by one."""
+    generator = np.random.default_rng(0)
+    total = 0.0
+    for _ in range(num_batches):
+        length = generator.choice(lengths, batch_size)
+        luck = generator.random(batch_size)
+        for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *CHAIN.exit_layers))):
+            length, luck = length[luck < survival[index]], luck[luck < survival[index]]
+            if len(length) == 0:
+                break
+            size = len(length)
+            total += float(cost.predict_segment(index == 0, first, exit_layer, size, length.max(), CHAIN))
+            length = count_left(CHAIN, first, exit_layer, length)
+    return total / num_batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 24])
+def test_batches_that_nobody_leaves_cost_the_sum_of_their_engines(tiny_cost: CostModel, batch_size: int) -> None:
+    length, engines = np.array([19]), []
+    for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *CHAIN.exit_layers))):
+        engines.append(float(tiny_cost.predict_segment(index == 0, first, exit_layer, batch_size, length, CHAIN)[0]))
+        length = count_left(CHAIN, first, exit_layer, length)
+    segments = ExpectedTime(tiny_cost, np.array([19, 19]), batch_size).predict(CHAIN, [1.0, 1.0, 1.0])
+    assert [segment.predicted_s for segment in segments] == pytest.approx(engines)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+@pytest.mark.parametrize("survival", [[1.0, 0.7, 0.3], [1.0, 0.2, 0.05]], ids=str)
+def test_expected_time_is_the_mean_of_batches_that_are_drawn(
+    tiny_cost: CostModel, batch_size: int, survival: list[float]
+) -> None:
+    lengths = np.minimum(2 + np.random.default_rng(1).exponential(8.0, 400).astype(np.int64), 40)
+    expected_s = total_seconds(ExpectedTime(tiny_cost, lengths, batch_size).predict(CHAIN, survival))
+    assert expected_s == pytest.approx(simulate(tiny_cost, lengths, batch_size, survival, 3000), rel=0.03)
+
+
+SHARES = st.floats(0.0, 1.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    batch_size=st.integers(1, 20),
+    shares=st.tuples(SHARES, SHARES),
+)
+def test_time_grows_with_survival(lengths: list[int], batch_size: int, shares: tuple[float, float]) -> None:
+    expected = ExpectedTime(COUNTED, np.array(lengths), batch_size)
+    fewer_s, more_s = (total_seconds(expected.predict(SPLIT, [1.0, share])) for share in sorted(shares))
+    assert fewer_s <= more_s * (1 + 1e-3)  # numbers of survivors that are too unlikely are left out

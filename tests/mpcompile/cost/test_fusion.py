@@ -16,7 +16,7 @@ from mpcompile.cost.tracing import BATCH, LENGTH, Array, Operator
 from mpcompile.cost.work import estimate_segment
 from mpcompile.partition import partition
 from passes import find_layers
-from tests.models import build_head
+from tests.models import HIDDEN_SIZE, build_head
 from tests.mpcompile.cost.graphs import build_graph, traced
 
 B, S = BATCH, LENGTH
@@ -357,10 +357,21 @@ def test_fusion_changes_no_flops_and_no_weights(kind: str) -> None:
 @every_graph
 def test_fusion_saves_traffic_and_launches(kind: str) -> None:
     sizes = dict.fromkeys(sympy.symbols("B S K_0 K_2", integer=True, positive=True), 20)
-    eager, openvino, tensorrt = (groups_of(traced("bert", kind), fusion) for fusion in (EAGER, OPENVINO, TENSORRT))
+    groups = (groups_of(traced("bert", kind), fusion) for fusion in (EAGER, OPENVINO, TENSORRT))
+    eager, openvino, tensorrt = ([group for group in made if group.kind != "copy"] for made in groups)
     moved = [sum(group.activation_bytes for group in groups).xreplace(sizes) for groups in (eager, openvino, tensorrt)]
     assert moved[0] > moved[1] > moved[2]
     assert len(eager) > len(openvino) > len(tensorrt)
+
+
+def test_prune_has_queries_keys_and_values_copied_into_its_order() -> None:
+    copies = [group for group in groups_of(traced("bert", "segment 1"), OPENVINO) if group.kind == "copy"]
+    hidden = [group for group in copies if group.activation_bytes == 2 * 4 * B * S * HIDDEN_SIZE]
+    assert len(hidden) == 3 and all(group.operators == ("transpose",) for group in copies)
+
+
+def test_attention_alone_copies_nothing() -> None:
+    assert not [group for group in groups_of(traced("bert", "captured"), OPENVINO) if group.kind == "copy"]
 
 
 # Order.
@@ -381,7 +392,8 @@ class Tagged(str):
 def check_order(operators: Sequence[Operator], fusion: Fusion) -> None:
     """Every operator is in one group, in order, and reads what its group or an earlier one wrote."""
     tagged = [dataclasses.replace(op, name=Tagged.of(op.name, i)) for i, op in enumerate(operators)]
-    seen = [name.position for group in groups_of(tagged, fusion) for name in group.operators]
+    groups = [group for group in groups_of(tagged, fusion) if group.kind != "copy"]  # nobody called those
+    seen = [name.position for group in groups for name in group.operators]
     kernels = {i for i, op in enumerate(operators) if any(written.shape for written in op.outputs)}
     assert len(seen) == len(set(seen)) and set(seen) == kernels
     computed = {written.key for i in kernels for written in operators[i].outputs}
