@@ -45,6 +45,8 @@ class Settings:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_count("batch_size", self.batch_size, 1, 4096)
         _check_count("max_texts", self.max_texts, 16, 10**7)
+        if self.plan is not None and not isinstance(self.plan, Plan):
+            raise SettingError(f"plan: {self.plan!r}; what mpcompile.plan returned or a file of it is expected")
         _check_count("seed", self.seed, 0, 2**32 - 1)
 
 

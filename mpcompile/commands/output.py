@@ -44,9 +44,21 @@ def write_text(target: Path, text: str) -> None:
         file.write(text)
 
 
+def check_target_file(target: Path) -> None:
+    """Refuses a folder and a device, which a file would replace, before anything slow.
+
+    Raises:
+        SettingError: when `target` is there and is no file.
+    """
+    with contextlib.suppress(OSError):  # writing will say what is wrong
+        if target.exists() and not target.is_file():
+            raise SettingError(f"--out {target}: not a file; give the name of one")
+
+
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[TextIO]:
     """A file beside `target` that takes its place when the block ends without an error."""
+    check_target_file(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mpcompile.commands.output import show, silence_transformers, write_text
+from mpcompile.commands.output import check_target_file, show, silence_transformers, write_text
 
 
 def add(commands: Any) -> None:
@@ -31,6 +31,8 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> None:
     import mpcompile
 
+    if options.out is not None:
+        check_target_file(options.out)
     silence_transformers()
     planned = mpcompile.plan(
         options.model,

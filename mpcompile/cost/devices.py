@@ -194,7 +194,7 @@ def find_device(name: str, path: Path | None = None) -> Device:
     devices = load_devices(path)
     if name in devices:
         return devices[name]
-    close = difflib.get_close_matches(name.lower().replace("_", "-").replace(" ", "-"), devices, n=1)
+    close = difflib.get_close_matches(str(name).lower().replace("_", "-").replace(" ", "-"), devices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise SettingError(
         f"device: {name!r} is not known; {hint}Known are {', '.join(sorted(devices))}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mpcompile.errors import SettingError
 from mpcompile.operating_point import OperatingPoint
 
 FORMAT, FORMAT_VERSION = "mpcompile-plan", 1
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float}
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Plan:
         """
         try:
             values = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SettingError(f"plan {path}: cannot be read: {error}; make one with mpcompile plan --out") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise SettingError(f"plan {path}: not a plan of mpcompile; make one with mpcompile plan --out")
@@ -118,14 +120,24 @@ class Plan:
                 f"plan {path}: format {values.get('format_version')}, this version reads {FORMAT_VERSION}; plan again"
             )
         try:
-            fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-            memory = {field.name: values["memory"][field.name] for field in dataclasses.fields(Memory)}
-            segments = tuple(SegmentTime(**segment) for segment in values["segments"])
-            point = OperatingPoint.from_json(values["point"])
-        except (KeyError, TypeError) as error:
+            return cls._from_json(values)
+        except (KeyError, TypeError, AttributeError, SettingError) as error:
             raise SettingError(f"plan {path}: lacks what its format needs ({error!r}); plan again") from error
-        fields |= {"point": point, "segments": segments, "memory": Memory(**memory), "notes": tuple(values["notes"])}
-        return cls(**fields)
+
+    @classmethod
+    def _from_json(cls, values: dict[str, Any]) -> Plan:
+        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        memory = Memory(**{field.name: values["memory"][field.name] for field in dataclasses.fields(Memory)})
+        segments = tuple(SegmentTime(**segment) for segment in values["segments"])
+        point = OperatingPoint.from_json(values["point"])
+        if not all(isinstance(layer, int) for layer in (*point.exit_layers, *point.prune_layers)):
+            raise TypeError(f"point: layers {point.exit_layers} and {point.prune_layers}")
+        fields |= {"point": point, "segments": segments, "memory": memory, "notes": (*values["notes"],)}
+        plan = cls(**fields)
+        parts: tuple[Plan | Memory | SegmentTime, ...] = (plan, memory, *segments)
+        for part in parts:
+            _check_kinds(part)
+        return plan
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=110, record=True)
@@ -148,7 +160,8 @@ class Plan:
             f"{self.unpruned_s / self.floor_s:.1f}x",
         )
         reason = f"{100 * self.fixed_share:.0f}% of the unpruned time does not depend on the number of tokens"
-        table.add_row("reachable", f"{self.reachable_speedup:.1f}x with exits; {reason}")
+        reachable = math.floor(10 * self.reachable_speedup) / 10  # rounded up it would be refused
+        table.add_row("reachable", f"{reachable:.1f}x with exits; {reason}")
         table.add_row("plan", f"{_ms(self.predicted_s)}, {self.speedup:.1f}x (asked: {self.target_speedup:g}x)")
         table.add_row("keep ratios", self._describe_keep())
         table.add_row("exits", self._describe_exits())
@@ -185,6 +198,14 @@ class Plan:
                 f"{100 * segment.predicted_s / self.predicted_s:.0f}%",
             )
         return table
+
+
+def _check_kinds(part: Plan | Memory | SegmentTime) -> None:
+    """Raises TypeError where a text or a number is something else."""
+    for field in dataclasses.fields(part):
+        value, kind = getattr(part, field.name), _KINDS.get(str(field.type), object)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{field.name}: {value!r}")
 
 
 def _ms(seconds: float) -> str:

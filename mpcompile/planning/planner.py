@@ -47,7 +47,9 @@ class Candidate:
     def demand(self) -> tuple[float, float]:
         """What the point asks of the model, for choosing the mildest: the larger one of the share of tokens that a
         layer drops and the share of examples that leave at an off-ramp; where that is equal, fewer flops are more."""
-        return max(1.0 - min(self.point.keep_ratios, default=1.0), self.exit_share), -self.flops
+        # NOTE: 1.0 - 0.8 is not 0.2 in floating point, and would never be equal to a share of 0.2.
+        dropped = round(1.0 - min(self.point.keep_ratios, default=1.0), 9)
+        return max(dropped, self.exit_share), -self.flops
 
 
 class Planner:
@@ -81,19 +83,30 @@ class Planner:
         reachable = self.unpruned_s / fastest.seconds
         meeting = [c for c in candidates if self.unpruned_s / c.seconds >= target_speedup]
         if not meeting:
-            raise TargetUnreachable(
-                f"target_speedup={target_speedup:g}: the best reachable on {self._cost.rates.name} is {reachable:.1f}x "
-                f"({fastest.seconds * 1e3:.3g} ms of {self.unpruned_s * 1e3:.3g} ms): even with all tokens but [CLS] "
-                f"deleted {self.floor_s * 1e3:.3g} ms are left, so that pruning alone ends at "
-                f"{self.unpruned_s / self.floor_s:.1f}x; ask for at most {_round_down(reachable):g}, take a larger "
-                "batch, or a device with smaller fixed costs",
-                (),
-            )
+            raise TargetUnreachable(self._explain(target_speedup, fastest), ())
         return min(meeting, key=lambda candidate: candidate.demand), reachable
+
+    def _explain(self, target_speedup: float, fastest: Candidate) -> str:
+        """Why a target is out of reach, and what is not."""
+        best = np.floor(10 * self.unpruned_s / fastest.seconds) / 10  # rounded up it would be refused, too
+        alone = self.unpruned_s / self.floor_s
+        message = (
+            f"target_speedup={target_speedup:g}: the best reachable on {self._cost.rates.name} is {best:g}x "
+            f"({fastest.seconds * 1e3:.3g} ms of {self.unpruned_s * 1e3:.3g} ms): even with all tokens but [CLS] "
+            f"deleted {self.floor_s * 1e3:.3g} ms are left, so that pruning alone ends at {alone:.1f}x"
+        )
+        if len(fastest.segments) > 1:
+            message += f", and what runs before the first exit takes {fastest.segments[0].predicted_s * 1e3:.3g} ms"
+        message += f"; ask for at most {best:g}"
+        if alone < target_speedup:
+            message += ", take a larger batch, or a device with smaller fixed costs"
+        return message
 
     def fixed_share(self) -> float:
         """Share of the unpruned time that does not depend on the number of tokens: its value extrapolated to none."""
         half = np.maximum(self._lengths // 2, 1)
+        if half.sum() == self._lengths.sum():  # texts of one token: nothing can be deleted
+            return 1.0
         half_s = self._unpruned(half)
         slope = (self.unpruned_s - half_s) / (self._lengths.mean() - half.mean())
         return float(np.clip(1.0 - slope * self._lengths.mean() / self.unpruned_s, 0.0, 1.0))
@@ -141,12 +154,8 @@ def count_activation_bytes(cost: CostModel, point: OperatingPoint, batch_size: i
     """Operands and results of the largest kernel of a chain, twice: the next one's are made while they are read."""
     largest, length, first = 0.0, np.array([seq_len]), 0
     for exit_layer in point.exit_layers:
-        for part in cost.work.list_parts(first, exit_layer, length.astype(np.float64), point):
+        for part in cost.work.list_parts(first == 0, first, exit_layer, length.astype(np.float64), point):
             work = part.region.evaluate(np.float64(batch_size), part.seq_len)
-            largest = max(largest, *(float(np.max(moved)) for moved in work.activation_bytes))
+            largest = max([largest, *(float(np.max(moved)) for moved in work.activation_bytes)])
         length, first = count_left(point, first, exit_layer, length), exit_layer
     return 2 * largest * cost.rates.activation_bytes / 4
-
-
-def _round_down(speedup: float) -> float:
-    return float(np.floor(10 * speedup) / 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def plan(
         floor_s=planner.floor_s,
         reachable_speedup=reachable,
         speedup=planner.unpruned_s / candidate.seconds,
-        point=candidate.point,
+        point=dataclasses.replace(candidate.point, precision=precision),
         exit_share=candidate.exit_share,
         segments=candidate.segments,
         memory=memory,
@@ -111,11 +112,20 @@ def plan(
 
 def _choose_precision(device: Device, precision: str) -> str:
     if precision == "auto":
-        return next(name for name in ("f16", "bf16", "f32") if name in device.peak_flops_per_s)
+        native = _list_native() if device.name == PRESENT_MACHINE else ("f16", "bf16", "f32")
+        return next(name for name in native if name in device.peak_flops_per_s)
     if precision not in device.peak_flops_per_s:
         allowed = ", ".join(device.peak_flops_per_s)
         raise SettingError(f"precision: {precision!r}; {device.name} has {allowed}: choose one of these or auto")
     return precision
+
+
+def _list_native() -> tuple[str, ...]:
+    """Precisions of this machine, the fastest first: what `mpcompile calibrate` measures, too."""
+    try:
+        return find_backend("openvino").precisions()[::-1]
+    except BackendError:
+        return ("bf16", "f32")
 
 
 def _find_lengths(original: Original, captured: CapturedModel, texts: Any, seq_len: int | None) -> np.ndarray:
@@ -132,7 +142,7 @@ def _find_lengths(original: Original, captured: CapturedModel, texts: Any, seq_l
         raise SettingError(f"tokenizer: none found beside {original.name}, and texts need one; give a length instead")
     examples = load_examples(texts)
     encoder = TextEncoder.from_transformers(original.tokenizer, longest)
-    return np.array([len(tokens) for tokens in encoder.encode(examples.texts, examples.text_pairs)])
+    return np.array([max(len(tokens), 1) for tokens in encoder.encode(examples.texts, examples.text_pairs)])
 
 
 def _cost_model(

@@ -19,9 +19,13 @@ import mpcompile
 from mpcompile.backends.eager import EagerBackend
 from mpcompile.backends.openvino import OpenVinoBackend
 from mpcompile.errors import BackendError, CaptureError, DataError, SettingError, TargetUnreachable
+from mpcompile.features import FeatureCollector, KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.front import MeasuredPoint
+from mpcompile.operating_point import OperatingPoint
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.pictures.page import render_page
+from mpcompile.planning.plan import Memory, Plan
+from mpcompile.search.front import thin
 from tests.models import MAX_POSITIONS, build_model, random_batch
 
 JSON_KEYS = {
@@ -559,6 +563,136 @@ def test_samples_of_pairs_show_both_texts(job: Job, model: PreTrainedModel) -> N
     texts = [(text, job.texts[-1 - i]) for i, text in enumerate(job.texts)]
     for sample in job(model, texts=texts).report.samples:
         assert sum(token.text == "[SEP]" for token in sample.tokens) == 2
+
+
+# ---------------------------------------------------------------------------------- texts that nobody may see
+
+
+def private_texts(texts: list[str]) -> list[str]:
+    """The texts with a word in each that stands nowhere else; the tokenizer does not know it."""
+    return [f"{text} zebrafish{i:02d}" for i, text in enumerate(texts)]
+
+
+def test_texts_are_shown_in_the_report(job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
+    folder = job(model, texts=private_texts(job.texts)).save(tmp_path / "saved")
+    for name in ("report.json", "report.html"):
+        assert "zebrafish" in (folder / name).read_text("utf-8")
+
+
+def test_texts_that_are_hidden_stand_nowhere_in_the_artifact(job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
+    texts = private_texts(job.texts)
+    optimized = job(model, texts=texts, test=texts[:5], show_texts=False)
+    folder = optimized.save(tmp_path / "saved")
+    assert optimized.report.samples == ()
+    assert (folder / "report.html").exists()
+    for path in folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert b"zebrafish" not in content, path
+        assert not any(text.encode() in content for text in job.texts if " " in text), path
+
+
+# ---------------------------------------------------------------------------------- plans
+
+
+class Collecting(FeatureCollector):
+    """Notes what features are collected of."""
+
+    exits: list[tuple[int, ...]] = []
+    schedules: list[KeepSchedule] = []
+
+    def __init__(self, captured: Any, exit_layers: Any, *more: Any) -> None:
+        self.exits.append(tuple(exit_layers))
+        super().__init__(captured, exit_layers, *more)
+
+    def collect(self, encoded: Any, schedule: KeepSchedule, stage: Any) -> Any:
+        self.schedules.append(schedule)
+        return super().collect(encoded, schedule, stage)
+
+
+@pytest.fixture
+def collecting(monkeypatch: pytest.MonkeyPatch) -> type[Collecting]:
+    monkeypatch.setattr(Collecting, "exits", [])
+    monkeypatch.setattr(Collecting, "schedules", [])
+    monkeypatch.setattr("mpcompile.choosing.FeatureCollector", Collecting)
+    return Collecting
+
+
+def plan_point(point: OperatingPoint) -> Plan:
+    """A plan of a point; what else it says is made up, as nothing else is read."""
+    return Plan(
+        model="tiny",
+        device="l4",
+        precision="f16",
+        batch_size=1,
+        mean_length=12.0,
+        target_speedup=2.0,
+        unpruned_s=0.002,
+        floor_s=0.001,
+        reachable_speedup=3.0,
+        speedup=2.0,
+        point=point,
+        exit_share=0.5,
+        segments=(),
+        memory=Memory(1e6, 1e6, 5e8, 24e9),
+        fixed_share=0.5,
+    )
+
+
+def test_keep_ratios_of_a_plan_are_tried_beside_the_usual_ones(
+    job: Job, model: PreTrainedModel, collecting: type[Collecting]
+) -> None:
+    job(model, texts=job.texts, plan=plan_point(OperatingPoint((1, 3), (0.0,), (1, 2), (0.35, 0.45))))
+    assert KeepSchedule((1, 2), (0.35, 0.45)) in collecting.schedules
+
+
+def test_exits_of_a_plan_are_trained_beside_the_usual_ones(
+    job: Job, collecting: type[Collecting], tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_point(OperatingPoint((3, 6), (0.0,))).to_json()))
+    job(build_model("bert", num_layers=6), texts=job.texts, plan=path)
+    assert 3 not in exit_candidates(6)
+    assert {*collecting.exits} == {tuple(sorted((*exit_candidates(6), 3)))}
+    assert {*collecting.schedules} == {*keep_schedules(6)[1]}
+
+
+def test_plan_is_of_use_without_texts(job: Job, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def note(candidates: Any) -> Any:
+        tried.extend(candidate.point.keep_ratios for candidate in candidates)
+        return thin(candidates)
+
+    monkeypatch.setattr("mpcompile.choosing.thin", note)
+    job(model, plan=plan_point(OperatingPoint((3,), (), (2,), (0.35,))))
+    assert (1.0, 0.35) in tried
+
+
+@pytest.mark.parametrize(
+    ("point", "has_texts"),
+    [
+        (OperatingPoint((5, 12), (0.0,)), True),
+        (OperatingPoint((2,)), False),
+        (OperatingPoint((3,), (), (0, 2), (0.5, 0.5)), False),
+    ],
+    ids=["deeper", "shallower", "other layers prune"],
+)
+def test_plan_of_another_model_is_refused(
+    job: Job, model: PreTrainedModel, point: OperatingPoint, has_texts: bool
+) -> None:
+    with pytest.raises(
+        SettingError, match=r"plan: made for tiny with \d+ encoder layers; this model has 3: plan again"
+    ):
+        job(model, texts=job.texts if has_texts else None, plan=plan_point(point))
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[]", "\x00"], ids=["missing", "other", "list", "binary"])
+def test_file_that_is_no_plan_is_refused_before_the_model_is_looked_at(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingError, match=r"plan\.json: .*make one with mpcompile plan --out"):
+        mpcompile.optimize("/no/such/model", 2.0, plan=path)
 
 
 # ---------------------------------------------------------------------------------- nothing is left behind

@@ -14,6 +14,11 @@ def test_defaults_are_allowed() -> None:
     assert (settings.confidence, settings.adapt, settings.batch_size, settings.max_drop) == (0.95, "frozen", 1, None)
 
 
+def test_texts_are_shown_and_nothing_is_planned_by_default() -> None:
+    assert Settings(8).plan is None
+    assert Settings(8).show_texts
+
+
 @pytest.mark.parametrize(
     "options",
     [
