@@ -65,8 +65,9 @@ class ExpectedTime:
         counts = np.arange(1, self._batch_size + 1)
         length = self._lengths
         for (first, exit_layer), share in zip(itertools.pairwise((0, *point.exit_layers)), survival, strict=True):
-            chance = binom.pmf(counts, self._batch_size, share)
-            likely = np.flatnonzero(chance > 1e-4 * chance.max()) if share > 0 else ()
+            # A denormal share, which is as good as none, would overflow.
+            chance = binom.pmf(counts, self._batch_size, share if share > 1e-12 else 0.0)
+            likely = np.flatnonzero((chance > 1e-4 * chance.max()) & (chance > 0.0))
             seconds = sum(chance[i] * self._engine(first, exit_layer, int(counts[i]), length, point) for i in likely)
             left = count_left(point, first, exit_layer, length)
             tokens, tokens_left = (float(self._chance_longest(1) @ counted) for counted in (length, left))
