@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mpcompile.operating_point import OperatingPoint
-from mpcompile.runtime import RunResult, Runtime
+from mpcompile.runtime import Runner, RunResult
 from mpcompile.text import TextEncoder, TokenIds, batches_by_length
 
 
 def answer_texts(
-    runtime: Runtime,
+    runtime: Runner,
     point: OperatingPoint,
     encoder: TextEncoder,
     encoded: Sequence[TokenIds],

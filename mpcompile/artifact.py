@@ -20,13 +20,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpcompile.errors import ArtifactError
+from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.requests import ModelSignature
-from mpcompile.segment import Segment
+from mpcompile.segment import BuildConfig, OptimizationProfile, Range, Segment
 
 FORMAT = "mpcompile"
 FORMAT_VERSION = 1
@@ -55,6 +55,8 @@ class Manifest:
         segments: the chain, without graphs.
         split_tokens: see `Runtime`.
         has_tokenizer: whether texts can be tokenized.
+        config: that the engines are loaded with; of artifacts that were not tuned, the default.
+        profile: that the engines were built for; None where it was not recorded.
     """
 
     backend: str
@@ -64,6 +66,8 @@ class Manifest:
     segments: tuple[Segment, ...]
     split_tokens: tuple[float, ...]
     has_tokenizer: bool
+    config: BuildConfig = field(default=BuildConfig())
+    profile: OptimizationProfile | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -75,6 +79,8 @@ class Manifest:
             "segments": [{name: getattr(segment, name) for name in _SEGMENT_FIELDS} for segment in self.segments],
             "split_tokens": list(self.split_tokens),
             "has_tokenizer": self.has_tokenizer,
+            "config": asdict(self.config),
+            "profile": None if self.profile is None else asdict(self.profile),
         }
 
     @classmethod
@@ -91,12 +97,18 @@ class Manifest:
             segments=tuple(_read_segment(segment) for segment in values["segments"]),
             split_tokens=tuple(values["split_tokens"]),
             has_tokenizer=values["has_tokenizer"],
+            config=BuildConfig(**values.get("config", {})),
+            profile=_read_profile(values.get("profile")),
         )
 
 
 def _read_segment(values: Mapping[str, Any]) -> Segment:
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return Segment(**fields)
+
+
+def _read_profile(values: Mapping[str, Mapping[str, int]] | None) -> OptimizationProfile | None:
+    return None if values is None else OptimizationProfile(**{name: Range(**sizes) for name, sizes in values.items()})
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -117,7 +129,7 @@ def read_manifest(directory: Path) -> Manifest:
     values = _read_checked(directory)
     try:
         manifest, files = Manifest.from_json(values), dict(values["files"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, SettingError) as error:
         raise ArtifactError(
             f"{directory / MANIFEST}: lacks what its format needs ({error!r}); optimize again"
         ) from error

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mpcompile.errors import BackendError
-from mpcompile.runtime import Runtime
+from mpcompile.lanes import Lanes
+from mpcompile.runtime import Runner, Runtime
 from mpcompile.segment import Backend, BuildConfig, OptimizationProfile, Segment
 from mpcompile.store import Store
 
@@ -63,6 +64,21 @@ def make_runtime(
     num_labels: int,
     split_tokens: Sequence[float],
 ) -> Runtime:
-    """Loads plans into a runtime."""
+    """Loads plans into a runtime of one lane."""
     engines = [backend.load(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
     return Runtime(segments, engines, num_labels, split_tokens)
+
+
+def make_runner(
+    backend: Backend,
+    segments: Sequence[Segment],
+    plans: Sequence[bytes],
+    config: BuildConfig,
+    num_labels: int,
+    split_tokens: Sequence[float],
+) -> Runner:
+    """Loads plans into as many lanes as the config has streams."""
+    if config.num_streams == 1:
+        return make_runtime(backend, segments, plans, config, num_labels, split_tokens)
+    streams = [backend.load_streams(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
+    return Lanes([Runtime(segments, engines, num_labels, split_tokens) for engines in zip(*streams, strict=True)])

@@ -11,7 +11,7 @@ from mpcompile.certify import bound_drop
 from mpcompile.context import Context, TextPart, Texts
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.reference import answer_as_original
-from mpcompile.runtime import Runtime
+from mpcompile.runtime import Runner
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Checked:
 
 
 def check_point(
-    context: Context, runtime: Runtime, point: OperatingPoint, parts: Texts | None, test: TextPart | None
+    context: Context, runtime: Runner, point: OperatingPoint, parts: Texts | None, test: TextPart | None
 ) -> Checked:
     """Answers the texts put aside, for the bound, and the test texts where there are any, for the rest.
 
@@ -53,7 +53,7 @@ def check_point(
     return checked
 
 
-def _compare(context: Context, runtime: Runtime, point: OperatingPoint, part: TextPart, name: str) -> Checked:
+def _compare(context: Context, runtime: Runner, point: OperatingPoint, part: TextPart, name: str) -> Checked:
     assert context.encoder is not None
     original = answer_as_original(context, part, name).argmax(1)
     with context.progress.stage(f"answers of the result ({name})") as stage:

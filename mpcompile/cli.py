@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mpcompile.commands import bench, doctor, inspect, optimize, predict
+from mpcompile.commands import bench, calibrate, doctor, inspect, optimize, plan, predict, report, tune
 from mpcompile.errors import MpcompileError
 
-COMMANDS = (optimize, predict, bench, inspect, doctor)
+COMMANDS = (optimize, tune, predict, bench, inspect, report, plan, calibrate, doctor)
 """In the order of the help."""
 
 

@@ -43,3 +43,7 @@ class ArtifactError(MpcompileError):
 
 class BackendError(MpcompileError):
     """A backend is missing, or could not build or run an engine."""
+
+
+class TuningError(MpcompileError):
+    """Tuning cannot go on: its study is foreign or out of reach, or nothing can be measured."""

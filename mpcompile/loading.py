@@ -8,17 +8,23 @@ import importlib.util
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpcompile.artifact import EXITS, MANIFEST, MODEL, REPORT, Manifest, read_manifest
 from mpcompile.backends import find_backend
-from mpcompile.build import build_plans, make_runtime
+from mpcompile.build import build_plans, make_runner
 from mpcompile.errors import ArtifactError
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.report import Report
 from mpcompile.segment import Backend, BuildConfig, Segment, default_profile
 from mpcompile.store import Store
 from mpcompile.text import TextEncoder
+
+if TYPE_CHECKING:
+    from mpcompile.capture import CapturedModel
+    from passes import ExitHead
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +37,13 @@ def load(directory: str | Path, num_threads: int | None = None, cache_dir: Path 
 
     Args:
         directory: what `OptimizedModel.save` or `mpcompile optimize --out` wrote.
-        num_threads: CPU threads; None for all cores.
+        num_threads: CPU threads, instead of those that the artifact was tuned to; None for those, or all cores.
         cache_dir: where rebuilt engines are kept; None is the user's cache directory.
 
     Raises:
         ArtifactError: when it is damaged, foreign or of a newer format.
         BackendError: when its backend is missing here.
+        SettingError: when num_threads is less than 1.
     """
     path = Path(directory).expanduser()
     manifest, notes = read_manifest(path), []
@@ -47,12 +54,13 @@ def load(directory: str | Path, num_threads: int | None = None, cache_dir: Path 
         notes.append(f"this machine does not run {precision} natively: engines run in f32")
         segments = tuple(dataclasses.replace(segment, precision="f32") for segment in manifest.segments)
         manifest = dataclasses.replace(manifest, segments=segments)
-    config = BuildConfig(num_threads)
+    config, ignored = _config(manifest, backend, num_threads)
+    notes.extend(ignored)
     ready, plans, stale = _plans(path, manifest, backend, config, Store(cache_dir))
     notes.extend(stale)
     for note in notes:
         logger.warning(note)
-    runtime = make_runtime(backend, ready, plans, config, manifest.signature.num_labels, manifest.split_tokens)
+    runtime = make_runner(backend, ready, plans, config, manifest.signature.num_labels, manifest.split_tokens)
     encoder = TextEncoder.load(path) if manifest.has_tokenizer else None
     return OptimizedModel(runtime, manifest.signature, report.with_notes(*notes), encoder, path)
 
@@ -60,6 +68,18 @@ def load(directory: str | Path, num_threads: int | None = None, cache_dir: Path 
 def plan_path(directory: Path, index: int) -> Path:
     """Where an artifact keeps the plan of a segment."""
     return directory / "engines" / f"{index}.plan"
+
+
+def _config(manifest: Manifest, backend: Backend, num_threads: int | None) -> tuple[BuildConfig, tuple[str, ...]]:
+    """The settings to load engines with, and what is to be said about them."""
+    if manifest.config != BuildConfig() and backend.fingerprint() != manifest.fingerprint:
+        return BuildConfig(num_threads), (
+            f"threads and streams were tuned for another machine or version ({manifest.config.num_threads or 'all'} "
+            f"threads, {manifest.config.num_streams} streams) and are not used: tune again",
+        )
+    if num_threads is None:
+        return manifest.config, ()
+    return BuildConfig(num_threads, min(manifest.config.num_streams, max(num_threads, 1))), ()
 
 
 def _plans(
@@ -81,7 +101,7 @@ def _plans(
     if not changed:
         return segments, stored, ()
     note = f"engines were rebuilt: {_describe(changed, manifest.fingerprint, here)}"
-    profile = default_profile(manifest.signature.max_length)
+    profile = manifest.profile or default_profile(manifest.signature.max_length)
     digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
     return segments, build_plans(backend, segments, profile, config, store, digest), (note,)
 
@@ -90,32 +110,50 @@ def _describe(changed: Sequence[str], before: dict[str, str], now: dict[str, str
     return ", ".join(f"{key} was {before.get(key, 'unknown')}, is {now[key]}" for key in changed)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What segments are made from. Needs torch and transformers.
+
+    Attributes:
+        captured: the original as a graph.
+        heads: exit heads by exit layer.
+    """
+
+    captured: CapturedModel
+    heads: dict[int, ExitHead]
+
+
+def load_sources(path: Path) -> Sources:
+    """Captures the original in an artifact and reads its exit heads. Slow."""
+    from safetensors.torch import load_file
+
+    from mpcompile.capture import capture
+    from mpcompile.source import open_original
+    from passes import ExitHead
+
+    captured = capture(open_original(path / MODEL, None).model)
+    weights, heads = load_file(path / EXITS), {}
+    for layer in sorted({int(name.split(".")[0]) for name in weights}):
+        state = {name.split(".", 1)[1]: value for name, value in weights.items() if name.startswith(f"{layer}.")}
+        width = state["hidden.weight"].shape[0]
+        heads[layer] = ExitHead(captured.hidden_size, captured.num_labels, width).eval().requires_grad_(False)
+        heads[layer].load_state_dict(state)
+    return Sources(captured, heads)
+
+
 def rebuild_segments(path: Path, manifest: Manifest) -> tuple[Segment, ...]:
     """The segments with their graphs, from the artifact's weights. Needs torch and transformers.
 
     Raises:
         ArtifactError: when the weights do not give the segments that the manifest lists.
     """
-    from safetensors.torch import load_file
-
-    from mpcompile.capture import capture
     from mpcompile.partition import partition
-    from mpcompile.source import open_original
-    from passes import ExitHead
 
-    original = open_original(path / MODEL, None)
-    captured = capture(original.model)
-    weights = load_file(path / EXITS)
-    heads = {}
-    for layer in sorted({int(name.split(".")[0]) for name in weights}):
-        state = {name.split(".", 1)[1]: value for name, value in weights.items() if name.startswith(f"{layer}.")}
-        width = state["hidden.weight"].shape[0]
-        heads[layer] = ExitHead(captured.hidden_size, captured.num_labels, width).eval().requires_grad_(False)
-        heads[layer].load_state_dict(state)
+    sources = load_sources(path)
     prunes = tuple(layer for segment in manifest.segments for layer in segment.prune_layers)
     end = manifest.segments[-1].exit_layer
-    last_exit = None if end == captured.num_layers else end
-    segments = partition(captured, heads, prunes, last_exit, manifest.segments[0].precision)
+    last_exit = None if end == sources.captured.num_layers else end
+    segments = partition(sources.captured, sources.heads, prunes, last_exit, manifest.segments[0].precision)
     if [s.exit_layer for s in segments] != [s.exit_layer for s in manifest.segments]:
         raise ArtifactError(f"{path}: its weights do not give the segments of its manifest; optimize again")
     return segments

@@ -14,7 +14,7 @@ from mpcompile.cost.workload import Chain, predict_workload
 from mpcompile.front import MeasuredPoint
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.reference import unpruned_point
-from mpcompile.runtime import Runtime
+from mpcompile.runtime import Runner, Runtime
 from mpcompile.search.front import Candidate
 from mpcompile.timing import Timing, measure_interleaved
 from mpcompile.workload import Workload, build_workload, count_batches, random_batch
@@ -38,7 +38,7 @@ class Systems:
     context: Context
     workload: Workload
     unpruned: Runtime
-    runtime: Runtime
+    runtime: Runner
     num_threads: int
 
     def original_calls(self) -> Calls:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -30,6 +31,18 @@ class RunResult:
     logits: np.ndarray
     exit_layer: np.ndarray
     tokens_kept: np.ndarray
+
+
+class Runner(Protocol):
+    """What answers batches: a `Runtime`, or `Lanes` of them."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]: ...
+
+    @property
+    def split_tokens(self) -> tuple[float, ...]: ...
+
+    def run(self, inputs: Mapping[str, np.ndarray], point: OperatingPoint) -> RunResult: ...
 
 
 @dataclass

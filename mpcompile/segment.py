@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from mpcompile.errors import SettingError
+
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
@@ -81,13 +83,27 @@ def default_profile(max_length: int) -> OptimizationProfile:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Settings that change how fast an engine is and never what it answers.
+    """Settings that change how fast an engine is and never what it answers; plans do not depend on them.
 
     Attributes:
-        num_threads: CPU threads; None for all cores.
+        num_threads: CPU threads, shared by the streams; None for all cores.
+        num_streams: lanes that a batch is split over, see `Lanes`.
+
+    Raises:
+        SettingError: when a value is not allowed.
     """
 
     num_threads: int | None = None
+    num_streams: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_threads is not None and self.num_threads < 1:
+            raise SettingError(f"num_threads: {self.num_threads}; a whole number from 1, or None for all cores")
+        if self.num_streams < 1 or self.num_streams > (self.num_threads or self.num_streams):
+            raise SettingError(
+                f"num_streams: {self.num_streams} with {self.num_threads or 'all'} threads; a whole number from 1 is "
+                "expected, with at least one thread for each"
+            )
 
 
 class Backend(Protocol):
@@ -103,6 +119,10 @@ class Backend(Protocol):
         """Precisions that this machine runs natively, most exact first."""
         ...
 
+    def count_threads(self) -> int:
+        """CPU threads that an engine runs on when its config does not say."""
+        ...
+
     def unsupported_reason(self, segment: Segment) -> str | None:
         """Why a segment cannot be built here, or None."""
         ...
@@ -113,4 +133,8 @@ class Backend(Protocol):
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
         """Makes a plan callable. Raises BackendError."""
+        ...
+
+    def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
+        """The same as `config.num_streams` engines that may run at the same time. Raises BackendError."""
         ...

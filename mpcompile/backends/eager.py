@@ -38,6 +38,9 @@ class EagerBackend:
     def precisions(self) -> tuple[str, ...]:
         return ("f32",)
 
+    def count_threads(self) -> int:
+        return torch.get_num_threads()
+
     def unsupported_reason(self, segment: Segment) -> str | None:
         return None if segment.precision == "f32" else f"eager runs in f32, not {segment.precision}"
 
@@ -48,3 +51,6 @@ class EagerBackend:
         if segment.graph_module is None:
             raise BackendError(f"segment {segment.index}: the eager backend runs a graph and none was given")
         return EagerEngine(segment)
+
+    def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
+        return tuple(self.load(plan, segment, config) for _ in range(config.num_streams))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import struct
 import tempfile
@@ -60,6 +61,13 @@ class OpenVinoBackend:
         native = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("f32", "bf16") if "BF16" in native else ("f32",)
 
+    def count_threads(self) -> int:
+        # OpenVINO decides when it compiles, by cores, sockets and hyperthreads: the smallest model asks it.
+        parameter = openvino.opset13.parameter([1], np.float32)
+        model = openvino.Model([openvino.opset13.relu(parameter)], [parameter])
+        compiled = self._core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+        return int(compiled.get_property("INFERENCE_NUM_THREADS"))
+
     def unsupported_reason(self, segment: Segment) -> str | None:
         if segment.precision not in self.precisions():
             return f"precision {segment.precision!r}: OpenVINO runs {', '.join(self.precisions())} on this CPU"
@@ -74,6 +82,9 @@ class OpenVinoBackend:
             return _HEADER.pack(len(xml)) + xml + path.with_suffix(".bin").read_bytes()
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
+        return self.load_streams(plan, segment, dataclasses.replace(config, num_streams=1))[0]
+
+    def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
         (length,) = _HEADER.unpack_from(plan.ljust(_HEADER.size, b"\0"))
         start = _HEADER.size + length
         settings: dict[str, Any] = {
@@ -82,9 +93,13 @@ class OpenVinoBackend:
         }
         if config.num_threads is not None:
             settings["INFERENCE_NUM_THREADS"] = config.num_threads
+        if config.num_streams > 1:
+            # Of the segments of a chain each is a model of its own, so pinned streams of two would share a core.
+            settings |= {"NUM_STREAMS": config.num_streams, "ENABLE_CPU_PINNING": False}
         try:
             model = self._core.read_model(plan[_HEADER.size : start], plan[start:])
-            return OpenVinoEngine(self._core.compile_model(model, "CPU", settings), segment)
+            compiled = self._core.compile_model(model, "CPU", settings)
+            return tuple(OpenVinoEngine(compiled, segment) for _ in range(config.num_streams))
         except RuntimeError as error:
             raise BackendError(f"segment {segment.index}: OpenVINO could not load its engine: {error}") from error
 
@@ -104,6 +119,10 @@ def convert(segment: Segment) -> openvino.Model:
             model = openvino.convert_model(program)
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         raise BackendError(f"segment {segment.index}: OpenVINO could not convert it: {error}") from error
+    # The converter numbers what it makes through the life of the process: one segment would give many plans.
+    model.set_friendly_name("segment")
+    for position, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{position}")
     # Ports keep the program's order; the names that the converter gives them are its own.
     for port, name in zip(model.inputs, segment.input_names, strict=True):
         port.get_tensor().set_names({name})

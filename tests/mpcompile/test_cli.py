@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,56 @@ def test_doctor_prints_one_json_object(capsys: Captured) -> None:
     assert status == 0
     assert set(values["backends"]) == {"openvino", "eager"}
     assert values["cores"] >= 1
+
+
+# ---------------------------------------------------------------------------------- report
+
+
+def test_report_writes_the_page(artifact: Path, tmp_path: Path, capsys: Captured) -> None:
+    status, out, _ = run(capsys, "report", artifact, "--out", tmp_path / "report.html")
+    assert (status, out) == (0, f"written to {tmp_path / 'report.html'}\n")
+    assert (tmp_path / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_report_replaces_the_page_that_was_there(artifact: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "report.html").write_text("before")
+    assert run(capsys, "report", artifact, "--out", tmp_path / "report.html")[0] == 0
+    assert "Where the speed comes from" in (tmp_path / "report.html").read_text("utf-8")
+    assert names_in(tmp_path) == ["report.html"]
+
+
+def test_report_refuses_a_folder(artifact: Path, tmp_path: Path, capsys: Captured) -> None:
+    status, out, err = run(capsys, "report", artifact, "--out", tmp_path)
+    assert (status, out) == (1, "")
+    assert f"--out {tmp_path}: a folder; give the name of a file" in err
+    assert names_in(tmp_path) == []
+
+
+def test_report_does_not_write_into_the_artifact(artifact: Path, capsys: Captured) -> None:
+    before = names_in(artifact)
+    status, _, err = run(capsys, "report", artifact, "--out", artifact / "again.html")
+    assert status == 1 and "lies in the artifact" in err
+    assert names_in(artifact) == before
+
+
+def test_report_says_that_the_page_cannot_be_written(artifact: Path, tmp_path: Path, capsys: Captured) -> None:
+    status, _, err = run(capsys, "report", artifact, "--out", tmp_path / "nowhere" / "report.html")
+    assert status == 1 and "cannot be written" in err
+    assert names_in(tmp_path) == []
+
+
+def test_report_refuses_what_is_no_artifact(tiny_model_dir: Path, tmp_path: Path, capsys: Captured) -> None:
+    status, _, err = run(capsys, "report", tiny_model_dir, "--out", tmp_path / "report.html")
+    assert status == 1 and "no manifest.json in it" in err
+
+
+def test_report_explains_that_plotly_is_missing(
+    artifact: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    status, _, err = run(capsys, "report", artifact, "--out", tmp_path / "report.html")
+    assert status == 1 and "pip install mpcompile[build]" in err
+    assert names_in(tmp_path) == []
 
 
 # ---------------------------------------------------------------------------------- bench

@@ -2,7 +2,9 @@
 
 import functools
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -273,3 +275,27 @@ def test_unknown_backend_is_refused_with_what_is_allowed() -> None:
 def test_unknown_device_is_refused_with_what_is_allowed() -> None:
     with pytest.raises(BackendError, match="device 'cuda': this version runs on 'cpu'"):
         find_backend("eager", device="cuda")
+
+
+def test_plan_is_the_same_whenever_it_is_built(backend: Backend) -> None:
+    first, _ = bert_segments()
+    backend.build(bert_segments()[1], PROFILE, CONFIG)
+    assert backend.build(first, PROFILE, CONFIG) == plan_of(backend.name, 0)
+
+
+def test_backend_says_how_many_threads_it_takes(backend: Backend) -> None:
+    assert 1 <= backend.count_threads() <= (os.cpu_count() or 1)
+
+
+def test_streams_answer_at_the_same_time(backend: Backend) -> None:
+    first, _ = bert_segments()
+    streams = backend.load_streams(plan_of(backend.name, 0), first, BuildConfig(num_streams=3))
+    assert len(streams) == 3
+    requests = [first_inputs([9, 5 + i, 2 + i], RATIOS) for i in range(3)]
+    expected = [run(engine_of(backend.name, 0), first, inputs) for inputs in requests]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(5):
+            results = list(pool.map(lambda engine, inputs: run(engine, first, inputs), streams, requests))
+            for result, right in zip(results, expected, strict=True):
+                for name, value in right.items():
+                    np.testing.assert_allclose(result[name], value, atol=1e-5)

@@ -1,0 +1,79 @@
+"""The report of a tuned artifact: the one before, with what is no longer true replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mpcompile.front import MeasuredPoint
+from mpcompile.report import Report
+from mpcompile.tuning.retiming import PointTimes, Times
+from mpcompile.tuning.variant import Variant
+
+
+def retell(report: Report, times: Times, variant: Variant, workload: dict[str, Any], note: str) -> Report:
+    """The report of a tuned artifact: every time measured again, on the workload of the tuning.
+
+    Args:
+        report: of the artifact that tuning started from.
+        times: of the variant.
+        variant: what is written.
+        workload: what was timed, see `Report.workload`.
+        note: what tuning did.
+    """
+    front = tuple(_retime_point(report.operating_points[row.index], row, times) for row in times.points)
+    chosen = next(i for i, row in enumerate(times.points) if row.index == variant.point)
+    if variant.point != report.chosen:
+        report = _describe_point(report, report.operating_points[variant.point])
+    seconds = front[chosen].measured_s
+    return dataclasses.replace(
+        report,
+        measured_speedup=front[chosen].speedup,
+        speedup_over_unpruned=times.unpruned_s / seconds,
+        flops_ratio=front[chosen].flops_ratio,
+        original_s=times.original_s,
+        unpruned_s=times.unpruned_s,
+        measured_s=seconds,
+        gains={
+            "engine": times.original_s / times.unpruned_s,
+            "exits": times.unpruned_s / times.exits_s,
+            "pruning": times.exits_s / seconds,
+        },
+        operating_points=front,
+        chosen=chosen,
+        workload={**report.workload, **workload, "original_threads": times.original_threads},
+        machine={**report.machine, "precision": variant.precision},
+        notes=(*report.notes, note, *_left_out(len(report.operating_points) - len(front))),
+    )
+
+
+def _retime_point(row: MeasuredPoint, timed: PointTimes, times: Times) -> MeasuredPoint:
+    return dataclasses.replace(
+        row,
+        point=timed.point,
+        measured_s=timed.measured_s,
+        speedup=times.original_s / timed.measured_s,
+        predicted_s=row.predicted_s if timed.predicted_s is None else timed.predicted_s,
+    )
+
+
+def _describe_point(report: Report, row: MeasuredPoint) -> Report:
+    """The report of another point, of which less is known: it was not certified."""
+    has_labels = row.accuracy is not None and row.drop is not None
+    return dataclasses.replace(
+        report,
+        accuracy=row.accuracy,
+        original_accuracy=(row.accuracy or 0.0) + (row.drop or 0.0) if has_labels else None,
+        agreement=row.agreement,
+        certified_drop=None,
+        measured_on="the texts that points were chosen on",
+        pyramid=(),
+        samples=(),
+        notes=(*report.notes, "tuning changed to another operating point, whose loss is not certified"),
+    )
+
+
+def _left_out(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (f"{count} operating points need exits or prunes that were merged away and are left out",)
