@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {"passes", "mpcompile", "bench", "scripts", "tests"}
-HEAVY = ("torch", "openvino", "tensorrt", "transformers")
+HEAVY = ("torch", "openvino", "tensorrt", "transformers", "optuna", "ray")
 
 
 def imports_of(source: str) -> set[str]:
@@ -62,7 +62,14 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["mpcompile", "mpcompile.errors", "mpcompile.segment", "mpcompile.operating_point", "mpcompile.runtime"],
+    [
+        "mpcompile",
+        "mpcompile.errors",
+        "mpcompile.segment",
+        "mpcompile.operating_point",
+        "mpcompile.runtime",
+        "mpcompile.tuning",
+    ],
 )
 def test_import_is_light(module: str) -> None:
     assert loaded_by(f"import {module}") == set()

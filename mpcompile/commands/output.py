@@ -52,7 +52,7 @@ def check_target_file(target: Path) -> None:
     """
     with contextlib.suppress(OSError):  # writing will say what is wrong
         if target.exists() and not target.is_file():
-            raise SettingError(f"--out {target}: not a file; give the name of one")
+            raise SettingError(f"--out {target}: cannot be written: it is no file; give the name of one")
 
 
 @contextlib.contextmanager

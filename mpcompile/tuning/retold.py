@@ -11,7 +11,9 @@ from mpcompile.tuning.retiming import PointTimes, Times
 from mpcompile.tuning.variant import Variant
 
 
-def retell(report: Report, times: Times, variant: Variant, workload: dict[str, Any], note: str) -> Report:
+def retell(
+    report: Report, times: Times, variant: Variant, workload: dict[str, Any], fingerprint: dict[str, str], note: str
+) -> Report:
     """The report of a tuned artifact: every time measured again, on the workload of the tuning.
 
     Args:
@@ -19,6 +21,7 @@ def retell(report: Report, times: Times, variant: Variant, workload: dict[str, A
         times: of the variant.
         variant: what is written.
         workload: what was timed, see `Report.workload`.
+        fingerprint: of the backend on the machine that measured.
         note: what tuning did.
     """
     front = tuple(_retime_point(report.operating_points[row.index], row, times) for row in times.points)
@@ -42,7 +45,7 @@ def retell(report: Report, times: Times, variant: Variant, workload: dict[str, A
         operating_points=front,
         chosen=chosen,
         workload={**report.workload, **workload, "original_threads": times.original_threads},
-        machine={**report.machine, "precision": variant.precision},
+        machine={**report.machine, **fingerprint, "precision": variant.precision},
         notes=(*report.notes, note, *_left_out(len(report.operating_points) - len(front))),
     )
 

@@ -237,6 +237,6 @@ def _write(
         f"tuned on this machine from {result.counts.total} candidates: {result.speedup:.2f}x over the start, faster in "
         f"{result.wins} of {result.rounds} rounds; {variant.describe()}"
     )
-    report = retell(start.report, times, variant, result.workload, note)
+    report = retell(start.report, times, variant, result.workload, machine.fingerprint, note)
     write_tuned(source, target, tune_manifest(start.manifest, built, machine), report, built)
     return result

@@ -145,7 +145,7 @@ def test_plan_refuses_what_is_no_file_before_slow_work(
     os.mkfifo("pipe")
     status, shown, err = run(capsys, *plan_arguments("tiny", cache_dir, "--out", out))
     assert (status, shown) == (1, "")
-    assert err == f"error: --out {Path(out)}: not a file; give the name of one\n"
+    assert err == f"error: --out {Path(out)}: cannot be written: it is no file; give the name of one\n"
     assert (tmp_path / "pipe").is_fifo() and names_in(tmp_path) == ["pipe"]
 
 
