@@ -21,7 +21,7 @@ from mpcompile.loading import load
 from mpcompile.measuring import Systems
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.progress import StageProgress
-from mpcompile.reference import answer_as_original, build_unpruned, unpruned_point
+from mpcompile.reference import ask_original, build_unpruned, unpruned_point
 from mpcompile.settings import Settings
 from mpcompile.source import open_original
 from mpcompile.timing import Timing, measure_interleaved
@@ -53,10 +53,12 @@ def benchmark_artifact(
         context = _with_encoder(context, optimized)
         examples = load_examples(test, name="test")
         order = np.random.default_rng(0).permutation(len(examples))[:max_texts]
-        part = encode_examples(context, examples.take(order), "test")
-        original_answer = answer_as_original(context, part, "test").argmax(1)
+        part = ask_original(context, encode_examples(context, examples.take(order), "test"), "test")
         unpruned = build_unpruned(context, context.precision)
-        answers = {"original": original_answer, "unpruned": _answers(context, unpruned, unpruned_point(context), part)}
+        answers = {
+            "original": part.original_answer,
+            "unpruned": _answers(context, unpruned, unpruned_point(context), part),
+        }
         for i, row in enumerate(optimized.operating_points):
             answers[f"point {i}"] = _answers(context, optimized.runtime, row.point, part)
         rows: list[dict[str, Any]] = []

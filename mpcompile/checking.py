@@ -10,7 +10,6 @@ from mpcompile.answer import answer_texts
 from mpcompile.certify import bound_drop
 from mpcompile.context import Context, TextPart, Texts
 from mpcompile.operating_point import OperatingPoint
-from mpcompile.reference import answer_as_original
 from mpcompile.runtime import Runner
 
 
@@ -55,11 +54,10 @@ def check_point(
 
 def _compare(context: Context, runtime: Runner, point: OperatingPoint, part: TextPart, name: str) -> Checked:
     assert context.encoder is not None
-    original = answer_as_original(context, part, name).argmax(1)
     with context.progress.stage(f"answers of the result ({name})") as stage:
         result = answer_texts(runtime, point, context.encoder, part.encoded, on_batch=stage)
     answers = result.logits.argmax(1)
-    truth = original if part.labels is None else part.labels
+    original, truth = part.original_answer, part.truth
     accuracy = None if part.labels is None else float(np.mean(answers == truth))
     return Checked(
         accuracy=accuracy,

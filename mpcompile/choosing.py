@@ -72,13 +72,12 @@ def _measured_over_predicted(
     return timing.median_s / float(cost.predict_unpruned(batch_size, np.float64(length)))
 
 
-def choose_from_texts(context: Context, cost: CostModel, part: TextPart, original_answer: np.ndarray) -> Chosen:
+def choose_from_texts(context: Context, cost: CostModel, part: TextPart) -> Chosen:
     """Trains heads and searches points on held-out answers.
 
     Args:
         cost: predicts time.
-        part: texts for choosing.
-        original_answer: class ids of the original on them, (N,).
+        part: texts for choosing, with the original's answers.
     """
     exits = _exits(context) if context.settings.adapt == "frozen" else ()
     collector = _Collector(context, exits, part)
@@ -89,8 +88,7 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart, origina
         features = collector.collect(schedule)
         logits = trained.predict_held_out(features.pooled) if trained else {}
         held_out.append(HeldOut.from_logits(schedule, {**logits, context.captured.num_layers: features.logits}))
-    truth = original_answer if part.labels is None else part.labels
-    search = PointSearch(held_out, truth, part.lengths, cost, context.settings.batch_size, context.precision)
+    search = PointSearch(held_out, part.truth, part.lengths, cost, context.settings.batch_size, context.precision)
     with context.progress.stage("search operating points") as stage:
         candidates = search.search(stage)
     return finish_choice(context, cost, candidates, trained.heads if trained else {})

@@ -30,7 +30,7 @@ from mpcompile.pictures.records import SampleText
 from mpcompile.pictures.samples import trace_samples
 from mpcompile.planning.plan import Plan
 from mpcompile.progress import StageProgress
-from mpcompile.reference import answer_as_original, build_unpruned
+from mpcompile.reference import ask_original, build_unpruned
 from mpcompile.report import Report
 from mpcompile.runtime import Runtime
 from mpcompile.segment import BuildConfig, OptimizationProfile, Range
@@ -120,20 +120,21 @@ def optimize(
     original = open_original(model, tokenizer)
     with StageProgress(progress) as bars, original.evaluating():
         context = open_context(original, settings, bars)
-        parts = None if examples is None else split_texts(context, examples)
-        test_part = None if test_examples is None else encode_examples(context, test_examples, "test")
+        parts = None if examples is None else _ask_about(context, split_texts(context, examples))
+        test_part = None
+        if test_examples is not None:
+            test_part = ask_original(context, encode_examples(context, test_examples, "test"), "test texts")
         unpruned = build_unpruned(context, context.precision)
         if parts is None:
             length = min(LENGTH_WITHOUT_TEXTS, context.captured.max_length)
             cost = measure_cost_model(context, unpruned, length)
-            original_answer, chosen = None, choose_without_texts(context, cost, length)
+            chosen = choose_without_texts(context, cost, length)
         else:
             length = int(np.median(parts.choosing.lengths))
             cost = measure_cost_model(context, unpruned, length)
-            original_answer = answer_as_original(context, parts.choosing, "choosing").argmax(1)
-            chosen = choose_from_texts(context, cost, parts.choosing, original_answer)
+            chosen = choose_from_texts(context, cost, parts.choosing)
         built = _build(context, chosen, length, unpruned, parts)
-        front = measure_front(built.systems, chosen, _choosing(parts), original_answer)
+        front = measure_front(built.systems, chosen, _choosing(parts))
         choice, front, timings = _settle(built.systems, front, settings)
         checked = check_point(context, built.systems.runtime, front[choice.index].point, parts, test_part)
         report = _report(context, built, front, choice, timings, checked, parts, examples)
@@ -193,6 +194,14 @@ def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, par
     with context.progress.stage("time the original"):
         workload, num_threads = make_workload(context, _choosing(parts), rank, length)
     return _Built(Systems(context, workload, unpruned, runtime, num_threads), tuple(plans), length)
+
+
+def _ask_about(context: Context, parts: Texts) -> Texts:
+    """What the original answers to all texts, before anything is done to its weights."""
+    return Texts(
+        choosing=ask_original(context, parts.choosing, "choosing"),
+        certifying=ask_original(context, parts.certifying, "held-out texts"),
+    )
 
 
 def _choosing(parts: Texts | None) -> TextPart | None:

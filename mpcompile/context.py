@@ -69,11 +69,25 @@ class TextPart:
         encoded: tokens of each.
         labels: class ids (N,), None when unknown.
         examples: the texts as they were given.
+        original: logits of the original on them (N, C), None until it was asked (`reference.ask_original`).
     """
 
     encoded: tuple[TokenIds, ...]
     labels: np.ndarray | None
     examples: Examples | None = None
+    original: np.ndarray | None = None
+
+    @property
+    def original_answer(self) -> np.ndarray:
+        """Class ids that the original answers, (N,)."""
+        assert self.original is not None
+        answer: np.ndarray = self.original.argmax(1)
+        return answer
+
+    @property
+    def truth(self) -> np.ndarray:
+        """What answers are measured against: the labels, or where there are none the original's answers, (N,)."""
+        return self.original_answer if self.labels is None else self.labels
 
     @property
     def lengths(self) -> np.ndarray:
@@ -84,7 +98,8 @@ class TextPart:
         """The texts at some positions."""
         labels = None if self.labels is None else self.labels[index]
         examples = None if self.examples is None else self.examples.take(index)
-        return TextPart(tuple(self.encoded[i] for i in index), labels, examples)
+        original = None if self.original is None else self.original[index]
+        return TextPart(tuple(self.encoded[i] for i in index), labels, examples, original)
 
 
 def encode_examples(context: Context, examples: Examples, name: str) -> TextPart:

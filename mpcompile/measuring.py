@@ -84,16 +84,13 @@ def make_workload(
     return build_workload(context.encoder, part.encoded, size, count, rank, context.settings.seed), num_threads
 
 
-def measure_front(
-    systems: Systems, chosen: Chosen, part: TextPart | None, original_answer: np.ndarray | None
-) -> tuple[MeasuredPoint, ...]:
+def measure_front(systems: Systems, chosen: Chosen, part: TextPart | None) -> tuple[MeasuredPoint, ...]:
     """Times every candidate, interleaved with the original.
 
     Args:
         systems: what is timed.
         chosen: candidates.
-        part: the texts that they were chosen on.
-        original_answer: class ids of the original on them.
+        part: the texts that they were chosen on, with the original's answers.
     """
     calls: dict[str, Calls] = {"original": systems.original_calls()}
     calls.update({str(i): systems.point_calls(c.point) for i, c in enumerate(chosen.candidates)})
@@ -101,7 +98,7 @@ def measure_front(
         timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
     original_s = timings.pop("original").median_s
     return tuple(
-        _describe(systems, chosen, candidate, timings[str(i)], original_s, part, original_answer)
+        _describe(systems, chosen, candidate, timings[str(i)], original_s, part)
         for i, candidate in enumerate(chosen.candidates)
     )
 
@@ -126,7 +123,6 @@ def _describe(
     timing: Timing,
     original_s: float,
     part: TextPart | None,
-    original_answer: np.ndarray | None,
 ) -> MeasuredPoint:
     cost, workload = chosen.cost, systems.workload
     if part is None:
@@ -141,7 +137,7 @@ def _describe(
     flops = cost.count_flops(all_lengths, candidate.point, all_exits).sum()
     full_flops = cost.count_flops(all_lengths, full, np.full_like(all_exits, cost.work.num_layers)).sum()
     chain = Chain(tuple(s.exit_layer for s in systems.runtime.segments), systems.runtime.split_tokens)
-    accuracy, agreement, drop = _losses(candidate, part, original_answer)
+    accuracy, agreement, drop = _losses(candidate, part)
     return MeasuredPoint(
         point=candidate.point,
         predicted_s=predict_workload(cost, chain, candidate.point, batches, exits),
@@ -155,14 +151,12 @@ def _describe(
     )
 
 
-def _losses(
-    candidate: Candidate, part: TextPart | None, original_answer: np.ndarray | None
-) -> tuple[float | None, float | None, float | None]:
+def _losses(candidate: Candidate, part: TextPart | None) -> tuple[float | None, float | None, float | None]:
     """Accuracy, agreement and drop on the texts for choosing."""
-    if part is None or original_answer is None:
+    if part is None:
         return None, None, None
-    agreement = float((candidate.answer == original_answer).mean())
+    agreement = float((candidate.answer == part.original_answer).mean())
     if part.labels is None:
         return None, agreement, 1.0 - agreement
     accuracy = float((candidate.answer == part.labels).mean())
-    return accuracy, agreement, float((original_answer == part.labels).mean()) - accuracy
+    return accuracy, agreement, float((part.original_answer == part.labels).mean()) - accuracy

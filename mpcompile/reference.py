@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -38,8 +39,8 @@ def build_unpruned(context: Context, precision: str) -> Runtime:
     return make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, never)
 
 
-def answer_as_original(context: Context, part: TextPart, name: str) -> np.ndarray:
-    """Logits (N, C) of the original on some texts.
+def ask_original(context: Context, part: TextPart, name: str) -> TextPart:
+    """Some texts with the logits of the original on them.
 
     An fp32 engine of the unpruned model answers, which is several times faster; it is compared with the
     original on `NUM_CHECKED` texts first, and where it differs the original itself answers all.
@@ -47,7 +48,8 @@ def answer_as_original(context: Context, part: TextPart, name: str) -> np.ndarra
     texts = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
     key = {"kind": "original", "model": context.digest, "texts": texts, "backend": context.backend.fingerprint()}
     with context.progress.stage(f"answers of the original ({name})") as stage:
-        return context.store.fetch(key, lambda: {"logits": _answer(context, part, stage)})["logits"]
+        answers = context.store.fetch(key, lambda: {"logits": _answer(context, part, stage)})
+    return dataclasses.replace(part, original=answers["logits"])
 
 
 def _answer(context: Context, part: TextPart, stage: Callable[[float], None]) -> np.ndarray:

@@ -15,7 +15,6 @@ from mpcompile.context import Context, TextPart
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.pictures.records import SampleText, SampleToken
 from mpcompile.pictures.trace import trace_tokens
-from mpcompile.reference import answer_as_original
 from mpcompile.runtime import Runner
 
 NUM_SAMPLES = 8
@@ -30,12 +29,12 @@ def trace_samples(context: Context, runtime: Runner, point: OperatingPoint, part
     Args:
         runtime: the engines that answer.
         point: of the runtime.
-        part: texts that nothing was chosen on, as they were given.
+        part: texts that nothing was chosen on, as they were given, with the original's answers.
     """
     assert context.encoder is not None
     assert part.examples is not None
     pool = part.take(np.arange(min(POOL_SIZE, len(part.encoded))))
-    original = answer_as_original(context, part, "held-out texts").argmax(1)[: len(pool.encoded)]
+    original = pool.original_answer
     result = answer_texts(runtime, point, context.encoder, pool.encoded)
     answer, names = result.logits.argmax(1), context.captured.id2label
     samples = []
