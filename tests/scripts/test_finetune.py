@@ -168,6 +168,41 @@ def test_classifier_with_other_classes_is_a_base(settings: Any) -> None:
     assert AutoModelForSequenceClassification.from_pretrained(again.out).config.num_labels == 5
 
 
+def test_student_has_fewer_layers_and_learns_what_the_teacher_answers(settings: Any, tmp_path: Path) -> None:
+    finetune.fine_tune(settings)
+    teacher = AutoModelForSequenceClassification.from_pretrained(settings.out)
+    with torch.no_grad():  # a teacher that calls everything the same: labels would teach otherwise
+        teacher.classifier.weight.zero_()
+        teacher.classifier.bias.copy_(torch.tensor([4.0, -4.0]))
+    teacher.save_pretrained(tmp_path / "teacher")
+    AutoTokenizer.from_pretrained(settings.out).save_pretrained(tmp_path / "teacher")
+    student = replace(
+        settings, out=tmp_path / "student", base=settings.out, teacher=tmp_path / "teacher", layers=1, epochs=8
+    )
+    finetune.fine_tune(student)
+    model = AutoModelForSequenceClassification.from_pretrained(student.out)
+    assert len(model.bert.encoder.layer) == model.config.num_hidden_layers == 1
+    logits = model(input_ids=torch.tensor([[2, 5, 7, 3], [2, 6, 8, 3]])).logits
+    assert logits.argmax(-1).tolist() == [0, 0]
+
+
+def test_layers_that_are_kept_are_evenly_spread_and_the_last_is_among_them(base: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_hidden_layers=6)
+    layers = list(model.bert.encoder.layer)
+    finetune.keep_layers(model, 3)
+    assert [layers.index(layer) for layer in model.bert.encoder.layer] == [1, 3, 5]
+    with pytest.raises(SettingError, match=r"--layers 9: the base has 3 layers"):
+        finetune.keep_layers(model, 9)
+
+
+def test_teacher_with_other_classes_is_refused(settings: Any, tmp_path: Path) -> None:
+    finetune.fine_tune(settings)
+    rows = "text,label\ngood,yes\nbad,no\n" * 8
+    (tmp_path / "other.csv").write_text(rows)
+    with pytest.raises(SettingError, match="its classes are"):
+        finetune.fine_tune(replace(settings, train=tmp_path / "other.csv", out=tmp_path / "new", teacher=settings.out))
+
+
 def test_batches_hold_each_row_once_and_similar_lengths() -> None:
     draw = random.Random(0)
     lengths = [draw.randint(1, 100) for _ in range(1001)]
