@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from mpcompile.answer import answer_texts
@@ -24,6 +22,7 @@ from mpcompile.progress import StageProgress
 from mpcompile.reference import ask_original, build_unpruned, unpruned_point
 from mpcompile.settings import Settings
 from mpcompile.source import open_original
+from mpcompile.tables import render
 from mpcompile.timing import Timing, measure_interleaved
 from mpcompile.workload import build_workload
 
@@ -85,9 +84,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
             accuracy,
             f"{100 * row['agreement']:.2f}",
         )
-    console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(table)
-    return console.export_text().rstrip()
+    return render(table, width=100)
 
 
 def _with_encoder(context: Context, optimized: OptimizedModel) -> Context:

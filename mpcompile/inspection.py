@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 import platform
@@ -11,13 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mpcompile.artifact import REPORT, read_manifest
 from mpcompile.backends import BACKENDS, find_backend
 from mpcompile.errors import MpcompileError
 from mpcompile.report import Report
+from mpcompile.tables import render
 
 PACKAGES = ("mpcompile", "openvino", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -49,7 +48,7 @@ def describe_artifact(directory: Path) -> str:
     labels = ", ".join(list(values["signature"]["id2label"].values())[:10])
     total = sum(values["bytes"].values()) / 2**20
     lines = f"{directory}: {total:.0f} MiB, {values['signature']['num_labels']} classes ({labels})"
-    return f"{lines}\n{_render(table)}\n{Report.from_json(values['report'])}"
+    return f"{lines}\n{render(table, width=120)}\n{Report.from_json(values['report'])}"
 
 
 def examine_machine() -> dict[str, Any]:
@@ -84,14 +83,8 @@ def describe_doctor() -> str:
         table.add_row(name, version)
     for name, facts in values["backends"].items():
         table.add_row(f"backend {name}", ", ".join(f"{key}: {_join(value)}" for key, value in facts.items()))
-    return _render(table)
+    return render(table, width=120)
 
 
 def _join(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
-
-
-def _render(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=120, record=True)
-    console.print(table)
-    return console.export_text().rstrip()

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,16 @@ def load(directory: str | Path, num_threads: int | None = None, cache_dir: Path 
 def plan_path(directory: Path, index: int) -> Path:
     """Where an artifact keeps the plan of a segment."""
     return directory / "engines" / f"{index}.plan"
+
+
+def write_plans(directory: Path, plans: Sequence[bytes]) -> None:
+    """Writes the plans of a chain into an artifact, in the place of those that were there."""
+    folder = plan_path(directory, 0).parent
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    for index, plan in enumerate(plans):
+        plan_path(directory, index).write_bytes(plan)
 
 
 def _config(manifest: Manifest, backend: Backend, num_threads: int | None) -> tuple[BuildConfig, tuple[str, ...]]:

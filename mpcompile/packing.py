@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mpcompile.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
 from mpcompile.context import Context
-from mpcompile.loading import plan_path
+from mpcompile.loading import write_plans
 from mpcompile.optimized_model import OptimizedModel
-from mpcompile.pictures.page import PAGE, find_missing_maybe, render_page
+from mpcompile.pictures.page import PAGE, write_page_maybe
 from mpcompile.report import Report
 from mpcompile.requests import ModelSignature
 from mpcompile.runtime import Runner
@@ -39,14 +39,13 @@ def pack_model(
     )
     directory = Path(tempfile.mkdtemp(prefix="mpcompile-"))
     try:
-        plan_path(directory, 0).parent.mkdir()
-        for segment, plan in zip(runtime.segments, plans, strict=True):
-            plan_path(directory, segment.index).write_bytes(plan)
+        write_plans(directory, plans)
         _save_original(context.original.model, directory / MODEL)
         save_file(head_weights(heads), directory / EXITS)
         if context.encoder is not None:
             context.encoder.save(directory)
-        report = _write_page(directory / PAGE, report)
+        missing = write_page_maybe(directory / PAGE, report)
+        report = report if missing is None else report.with_notes(missing)
         (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
         manifest = Manifest(
             backend=context.backend.name,
@@ -64,15 +63,6 @@ def pack_model(
         raise
     weakref.finalize(model, shutil.rmtree, directory, ignore_errors=True)
     return model
-
-
-def _write_page(path: Path, report: Report) -> Report:
-    """Writes the report as a page, or notes in the report why there is none."""
-    missing = find_missing_maybe()
-    if missing is not None:
-        return report.with_notes(f"{path.name} was left out: {missing}")
-    path.write_text(render_page(report), "utf-8")
-    return report
 
 
 def _save_original(model: PreTrainedModel, directory: Path) -> None:

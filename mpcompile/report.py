@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mpcompile.front import MeasuredPoint
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.pictures.records import PyramidLayer, SampleText
+from mpcompile.tables import render
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,9 @@ class Report:
         return cls(**{**values, **read})
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, record=True)
-        console.print(self._summary())
-        console.print(_front_table(self.operating_points, self.chosen))
-        for note in self.notes:
-            console.print(f"note: {note}", highlight=False, markup=False)
-        return console.export_text().rstrip()
+        return render(
+            self._summary(), _front_table(self.operating_points, self.chosen), *(f"note: {note}" for note in self.notes)
+        )
 
     def _summary(self) -> Table:
         table = Table(box=None, show_header=False, pad_edge=False)

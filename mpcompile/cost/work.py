@@ -24,7 +24,7 @@ from mpcompile.cost.tracing import BATCH, LENGTH, kept_symbol, trace_operators
 from mpcompile.operating_point import OperatingPoint, count_kept
 from mpcompile.partition import rewrite
 from mpcompile.segment import Segment
-from passes import ExitHead
+from passes import ExitHead, find_exits
 from passes.encoder import find_layers
 from passes.ops import enter_segment, prune_tokens
 
@@ -250,9 +250,9 @@ def _places(graph_module: GraphModule) -> Any:
             part = "prune" if node is prune else "attention" if node < prune else "feed_forward"
             where[node] = (part, layer.index)
 
+    where.update({node: ("exit", exit_layer) for exit_layer, node in find_exits(graph_module).items()})
+
     def place(node: Node) -> tuple[Hashable, ...]:
-        if node.op == "call_module" and str(node.target).startswith("exits."):
-            return ("exit", int(str(node.target).removeprefix("exits.")))
         if node in where:
             return where[node]
         return ("embeddings",) if node < layers[0].attention else ("classifier",)

@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpcompile.pictures.style import SCRIPT, STYLE
@@ -32,6 +33,19 @@ def find_missing_maybe() -> str | None:
     if importlib.util.find_spec("plotly") is not None:
         return None
     return "plotly, which draws the figures, is not installed: pip install mpcompile[build]"
+
+
+def write_page_maybe(path: Path, report: Report) -> str | None:
+    """Writes the report as a page in the place of an older one; says why where none can be drawn.
+
+    No page is better than that of another artifact, so that an older one goes in any case.
+    """
+    path.unlink(missing_ok=True)
+    missing = find_missing_maybe()
+    if missing is not None:
+        return f"{path.name} was left out: {missing}"
+    path.write_text(render_page(report), "utf-8")
+    return None
 
 
 def render_page(report: Report) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mpcompile.cost.expected import SegmentTime
 from mpcompile.errors import SettingError
 from mpcompile.operating_point import OperatingPoint
+from mpcompile.tables import render
 
 FORMAT, FORMAT_VERSION = "mpcompile-plan", 1
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float}
@@ -140,12 +139,7 @@ class Plan:
         return plan
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, record=True)
-        console.print(self._summary())
-        console.print(self._table())
-        for note in self.notes:
-            console.print(f"note: {note}", highlight=False, markup=False)
-        return console.export_text().rstrip()
+        return render(self._summary(), self._table(), *(f"note: {note}" for note in self.notes))
 
     def _summary(self) -> Table:
         table = Table(box=None, show_header=False, pad_edge=False)

@@ -30,13 +30,11 @@ class PointTimes:
         index: on the artifact's front.
         point: for the variant's cuts and precision.
         measured_s: median seconds per batch.
-        predicted_s: the same by the cost model, None where it cannot tell.
     """
 
     index: int
     point: OperatingPoint
     measured_s: float
-    predicted_s: float | None = None
 
 
 @dataclass(frozen=True)

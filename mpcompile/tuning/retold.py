@@ -51,13 +51,8 @@ def retell(
 
 
 def _retime_point(row: MeasuredPoint, timed: PointTimes, times: Times) -> MeasuredPoint:
-    return dataclasses.replace(
-        row,
-        point=timed.point,
-        measured_s=timed.measured_s,
-        speedup=times.original_s / timed.measured_s,
-        predicted_s=row.predicted_s if timed.predicted_s is None else timed.predicted_s,
-    )
+    speedup = times.original_s / timed.measured_s
+    return dataclasses.replace(row, point=timed.point, measured_s=timed.measured_s, speedup=speedup)
 
 
 def _describe_point(report: Report, row: MeasuredPoint) -> Report:

@@ -10,8 +10,8 @@ from pathlib import Path
 from safetensors.numpy import load_file, save_file
 
 from mpcompile.artifact import EXITS, REPORT, Manifest, replace_directory, write_manifest
-from mpcompile.loading import plan_path
-from mpcompile.pictures.page import PAGE, find_missing_maybe, render_page
+from mpcompile.loading import write_plans
+from mpcompile.pictures.page import PAGE, write_page_maybe
 from mpcompile.report import Report
 from mpcompile.tuning.builder import BuiltVariant
 from mpcompile.tuning.space import Machine
@@ -43,12 +43,9 @@ def write_tuned(source: Path, target: Path, manifest: Manifest, report: Report, 
     """
     with replace_directory(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
-        shutil.rmtree(plan_path(temporary, 0).parent)
-        plan_path(temporary, 0).parent.mkdir()
-        for segment, plan in zip(built.segments, built.plans, strict=True):
-            plan_path(temporary, segment.index).write_bytes(plan)
+        write_plans(temporary, built.plans)
         _keep_heads(temporary / EXITS, {segment.exit_layer for segment in built.segments})
-        _write_page(temporary / PAGE, report)
+        write_page_maybe(temporary / PAGE, report)
         (temporary / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
         write_manifest(temporary, manifest)
 
@@ -68,10 +65,3 @@ def tune_manifest(manifest: Manifest, built: BuiltVariant, machine: Machine) -> 
 def _keep_heads(path: Path, exit_layers: set[int]) -> None:
     """Drops the heads of exits that are no longer cuts; their names start with the layer."""
     save_file({name: value for name, value in load_file(path).items() if int(name.split(".")[0]) in exit_layers}, path)
-
-
-def _write_page(path: Path, report: Report) -> None:
-    """Draws the report again; without plotly there is none, which is better than that of another artifact."""
-    path.unlink(missing_ok=True)
-    if find_missing_maybe() is None:
-        path.write_text(render_page(report), "utf-8")
