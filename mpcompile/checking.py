@@ -59,10 +59,11 @@ def _compare(context: Context, runtime: Runner, point: OperatingPoint, part: Tex
     answers = result.logits.argmax(1)
     original, truth = part.original_answer, part.truth
     accuracy = None if part.labels is None else float(np.mean(answers == truth))
+    original_loss = None if part.labels is None else original != truth
     return Checked(
         accuracy=accuracy,
         original_accuracy=None if part.labels is None else float(np.mean(original == truth)),
         agreement=float(np.mean(answers == original)),
-        certified_drop=bound_drop(answers != truth, original != truth, context.settings.confidence),
+        certified_drop=bound_drop(answers != truth, original_loss, context.settings.confidence),
         measured_on=f"{len(part.encoded)} {name}",
     )

@@ -119,8 +119,13 @@ def encode_examples(context: Context, examples: Examples, name: str) -> TextPart
     return TextPart(tuple(context.encoder.encode(examples.texts, examples.text_pairs)), labels, examples)
 
 
+def count_held_out(settings: Settings, used: int) -> int:
+    """Texts put aside for the certificate: half of them where a point must pass it, a fifth where it only informs."""
+    return used // 5 if settings.max_drop is None else used // 2
+
+
 def split_texts(context: Context, examples: Examples) -> Texts:
-    """Draws at most `max_texts`, and puts a fifth aside for the certificate.
+    """Draws at most `max_texts`, and puts some aside for the certificate.
 
     Raises:
         DataError: when there are fewer than `MIN_TEXTS`.
@@ -132,5 +137,5 @@ def split_texts(context: Context, examples: Examples) -> Texts:
         )
     order = np.random.default_rng(context.settings.seed).permutation(len(examples))[: context.settings.max_texts]
     part = encode_examples(context, examples.take(order), "texts")
-    cut = len(order) - len(order) // 5
+    cut = len(order) - count_held_out(context.settings, len(order))
     return Texts(part.take(np.arange(cut)), part.take(np.arange(cut, len(order))))

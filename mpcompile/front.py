@@ -28,6 +28,8 @@ class MeasuredPoint:
         drop: what is traded, on held-out texts: accuracy lost, or 1 - agreement without labels; None without texts.
         flops_ratio: flops of the original over its own.
         mean_exit_layer: encoder layers that a text runs, on average.
+        certified: whether texts that nothing was chosen on show that it loses at most the `max_drop` asked for; None
+            where none was.
     """
 
     point: OperatingPoint
@@ -39,6 +41,7 @@ class MeasuredPoint:
     drop: float | None
     flops_ratio: float
     mean_exit_layer: float
+    certified: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -89,7 +92,7 @@ def choose_point(front: Sequence[MeasuredPoint], target_speedup: float, max_drop
     if meeting:
         # Without texts nothing is known to be lost, and the slowest point prunes least.
         return Choice(min(meeting, key=lambda i: (front[i].drop or 0.0, front[i].speedup)))
-    lines = "\n".join(f"  {point.describe()}" for point in sorted(front, key=lambda point: point.speedup))
+    lines = describe_front(front)
     if max_drop is not None:
         best = max((front[i].speedup for i in allowed), default=None)
         reach = "no point stays within it" if best is None else f"the fastest within it is {best:.2f}x"
@@ -104,6 +107,11 @@ def choose_point(front: Sequence[MeasuredPoint], target_speedup: float, max_drop
         f"target_speedup={target_speedup:g} is not reached: the fastest point is {front[fastest].speedup:.2f}x; "
         f"it was taken. The front:\n{lines}",
     )
+
+
+def describe_front(front: Sequence[MeasuredPoint]) -> str:
+    """A line for each point, slowest first."""
+    return "\n".join(f"  {point.describe()}" for point in sorted(front, key=lambda point: point.speedup))
 
 
 def check_target(target_speedup: object) -> float:

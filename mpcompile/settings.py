@@ -40,6 +40,11 @@ class Settings:
         check_target(self.target_speedup)
         if self.max_drop is not None:
             _check_number("max_drop", self.max_drop, 0.0, 1.0, "such as 0.005 for half a point of accuracy")
+            if self.max_drop == 0.0:
+                raise SettingError(
+                    "max_drop: 0; no number of texts shows that nothing at all is lost: allow some, such as 0.005, or "
+                    "leave max_drop out to take the point that loses least"
+                )
         _check_number("confidence", self.confidence, 0.5, 0.9999, "such as 0.95")
         _check_choice("adapt", self.adapt, ADAPTATIONS)
         _check_choice("precision", self.precision, PRECISIONS)

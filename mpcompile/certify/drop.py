@@ -64,11 +64,13 @@ class Counts:
 
     def p_value(self, max_drop: float, confidence: float = 0.95) -> float:
         """See `p_value`."""
-        assert -1.0 < max_drop < 1.0, max_drop
+        assert -1.0 < max_drop <= 1.0, max_drop
         assert 0.0 < confidence < 1.0, confidence
         if self.texts == 0:
             return 1.0
-        if self.won is None:
+        if max_drop == 1.0:
+            p = float(self.lost == self.texts)
+        elif self.won is None:
             p = float(bdtr(self.lost, self.texts, max(max_drop, 0.0)))
         else:
             p = _exact(self.texts, self.lost, self.won, max_drop, confidence)
@@ -97,7 +99,7 @@ def p_value(loss: np.ndarray, original_loss: np.ndarray | None, max_drop: float,
     Args:
         loss: 1 where the point errs, (N,), on texts not used for choosing it.
         original_loss: 1 where the original errs, (N,); None where it is its own measure, so that it cannot err.
-        max_drop: drop that is tested, (-1, 1).
+        max_drop: drop that is tested, (-1, 1].
         confidence: that the test will be held to, fixed before the texts are seen. With labels it decides how
             outcomes are ordered: the p-value is sharp near 1 - confidence, larger than need be far from it, and never
             below `SPENT` of it. It is valid with any.

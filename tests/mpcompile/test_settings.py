@@ -22,7 +22,7 @@ def test_texts_are_shown_and_nothing_is_planned_by_default() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_drop": 0},
+        {"max_drop": 1e-6},
         {"max_drop": 1.0},
         {"confidence": 0.5},
         {"adapt": "none"},
@@ -40,6 +40,7 @@ def test_values_at_the_edge_are_allowed(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
+        ("max_drop", 0, "no number of texts shows that nothing at all is lost"),
         ("max_drop", -0.01, "a number from 0 to 1 is expected, such as 0.005"),
         ("max_drop", 1.5, "a number from 0 to 1"),
         ("max_drop", math.nan, "a number from 0 to 1"),
