@@ -15,6 +15,7 @@ import numpy as np
 from mpcompile.backends import find_backend
 from mpcompile.build import build_plans, make_runtime
 from mpcompile.capture import capture
+from mpcompile.certifying import certify_front, check_amount
 from mpcompile.checking import Checked, check_point
 from mpcompile.choosing import Chosen, choose_from_texts, choose_without_texts, measure_cost_model
 from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
@@ -85,8 +86,9 @@ def optimize(
             jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown.
         labels: class names or ids of `texts`; with them accuracy is measured, without them agreement.
         test: labelled texts that are read once, at the end, for the report.
-        max_drop: loss that is allowed, such as 0.005; a point that loses more on held-out texts is refused.
-        confidence: of the bound on the loss in the report.
+        max_drop: loss that is allowed, such as 0.005: half of the texts are then held out, and a point is only
+            returned when they show that it loses no more (`certify`).
+        confidence: with which they show it, and of the bound on the loss in the report.
         adapt: "frozen" trains exit heads, "none" trains nothing.
         batch_size: examples that run together in the timed workload; lengths come from the texts.
         device: "auto" or "cpu".
@@ -103,7 +105,7 @@ def optimize(
     Raises:
         SettingError: when an option has a value that is not allowed.
         CaptureError: when the model is not an encoder that is understood.
-        DataError: when texts or labels are malformed.
+        DataError: when texts or labels are malformed, or too few for `max_drop` and `confidence`.
         TargetUnreachable: when no point reaches the target within `max_drop`.
         BackendError: when the backend is missing or cannot build an engine.
     """
@@ -116,6 +118,8 @@ def optimize(
         missing = "labels" if labels is not None else f"max_drop={max_drop:g}"
         raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
     examples = None if texts is None else load_examples(texts, labels)
+    if examples is not None:
+        check_amount(settings, len(examples), examples.labels is not None)
     test_examples = None if test is None else load_examples(test, name="test")
     original = open_original(model, tokenizer)
     with StageProgress(progress) as bars, original.evaluating():
@@ -136,6 +140,8 @@ def optimize(
         built = _build(context, chosen, length, unpruned, parts)
         front = measure_front(built.systems, chosen, _choosing(parts))
         choice, front, timings = _settle(built.systems, front, settings)
+        if parts is not None and max_drop is not None:
+            front = certify_front(context, built.systems.runtime, front, choice.index, parts.certifying)
         checked = check_point(context, built.systems.runtime, front[choice.index].point, parts, test_part)
         report = _report(context, built, front, choice, timings, checked, parts, examples)
         report = _add_pictures(report, context, built, chosen, parts)
@@ -280,6 +286,7 @@ def _report(
         machine=describe_machine(context),
         notes=tuple(notes),
         max_drop=context.settings.max_drop,
+        held_out=0 if parts is None else len(parts.certifying.encoded),
     )
 
 

@@ -122,6 +122,14 @@ class OptimizedModel:
         if choice.warning:
             logger.warning(choice.warning)
         self._current = choice.index
+        if self.operating_point.certified is False:
+            logger.warning(
+                "set_speedup(%g): the point of %.2fx is not certified to lose at most %g; certified are %s",
+                target_speedup,
+                self.operating_point.speedup,
+                self.report.max_drop,
+                ", ".join(f"{point.speedup:.2f}x" for point in self.operating_points if point.certified) or "none",
+            )
         return self.operating_point
 
     def __call__(

@@ -36,6 +36,7 @@ class Report:
         machine: hardware and versions.
         notes: warnings, fallbacks and what was left out.
         max_drop: loss that was allowed, None when no limit was given.
+        held_out: texts that the bound and the certificate come from.
         model: name, number of encoder layers and of classes.
         pyramid: what runs in each encoder layer at the chosen point.
         samples: some texts, traced token by token; empty without texts.
@@ -61,6 +62,7 @@ class Report:
     machine: dict[str, str]
     notes: tuple[str, ...] = field(default=())
     max_drop: float | None = None
+    held_out: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     pyramid: tuple[PyramidLayer, ...] = ()
     samples: tuple[SampleText, ...] = ()
@@ -123,8 +125,16 @@ class Report:
         measured = f"{'; '.join(parts)}; on {self.measured_on}"
         if self.certified_drop is None:
             return measured
-        bound = f"at most {100 * self.certified_drop:.2f} points lost, with {100 * self.confidence:g}% confidence"
-        return f"{measured}\n{bound}, by texts that nothing was chosen on"
+        confidence = f"with {100 * self.confidence:g}% confidence"
+        bound = (
+            f"at most {100 * self.certified_drop:.2f} points lost, {confidence}, by texts that nothing was chosen on"
+        )
+        point = self.operating_points[self.chosen]
+        if self.max_drop is None or not point.certified:
+            return f"{measured}\n{bound}"
+        what = "agreement with the original" if point.accuracy is None else "accuracy"
+        certificate = f"{what} falls by at most {100 * self.max_drop:g} points {confidence} ({self.held_out:,} texts)"
+        return f"{measured}\ncertified: {certificate}\n{bound}"
 
 
 def _front_table(points: tuple[MeasuredPoint, ...], chosen: int) -> Table:

@@ -52,7 +52,11 @@ def retell(
 
 def _retime_point(row: MeasuredPoint, timed: PointTimes, times: Times) -> MeasuredPoint:
     speedup = times.original_s / timed.measured_s
-    return dataclasses.replace(row, point=timed.point, measured_s=timed.measured_s, speedup=speedup)
+    # Another precision or other exits give other answers than those that were tested.
+    certified = row.certified if timed.point == row.point else None
+    return dataclasses.replace(
+        row, point=timed.point, measured_s=timed.measured_s, speedup=speedup, certified=certified
+    )
 
 
 def _describe_point(report: Report, row: MeasuredPoint) -> Report:

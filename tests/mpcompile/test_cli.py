@@ -135,10 +135,10 @@ def test_optimize_says_that_a_model_is_not_there(tmp_path: Path, cache_dir: Path
 def test_optimize_shows_the_front_when_the_target_is_out_of_reach(
     tiny_model_dir: Path, texts_csv: Path, tmp_path: Path, cache_dir: Path, capsys: Captured
 ) -> None:
-    more = ["--texts", texts_csv, "--max-drop", 0, "--target-speedup", 100]
+    more = ["--texts", texts_csv, "--max-drop", 0.5, "--target-speedup", 100]
     status, out, err = run(capsys, *optimize_arguments(tiny_model_dir, tmp_path / "out", cache_dir, *more))
     assert (status, out) == (1, "")
-    assert "target_speedup=100 with max_drop=0" in err and "x measured" in err
+    assert "target_speedup=100 with max_drop=0.5" in err and "x measured" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import gc
 import json
 import sys
@@ -240,6 +241,17 @@ def test_set_speedup_beyond_the_front_takes_the_closest_point_with_a_warning(
     assert "target_speedup=50 is not reached: the fastest point is 4.00x" in caplog.text
 
 
+def test_set_speedup_warns_of_a_point_that_is_not_certified(
+    loaded: OptimizedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    points = tuple(dataclasses.replace(point, certified=point.speedup < 4) for point in loaded.report.operating_points)
+    loaded.report = dataclasses.replace(loaded.report, operating_points=points, max_drop=0.01)
+    loaded.set_speedup(2)
+    assert caplog.text == ""
+    loaded.set_speedup(4)
+    assert "the point of 4.00x is not certified to lose at most 0.01; certified are 1.00x, 2.00x" in caplog.text
+
+
 @pytest.mark.parametrize("target", [0, -1, float("inf"), float("nan"), 1000, "8", True, None])
 def test_set_speedup_refuses_a_bad_target(loaded: OptimizedModel, target: Any) -> None:
     with pytest.raises(SettingError, match=r"target_speedup: .*a number from 1 to 100 is expected"):
@@ -339,6 +351,29 @@ def test_labels_without_texts_are_refused(job: Job, model: PreTrainedModel) -> N
         job(model, labels=[0, 1, 2])
 
 
+def test_point_within_max_drop_is_certified_on_half_of_the_texts(job: Job, model: PreTrainedModel) -> None:
+    optimized = job(model, texts=job.texts, max_drop=0.5)
+    assert optimized.operating_point.certified is True
+    assert optimized.report.held_out == 20
+    assert optimized.report.certified_drop is not None and optimized.report.certified_drop <= 0.5
+    assert "agreement with the original falls by at most 50 points with 95% confidence (20 texts)" in " ".join(
+        str(optimized.report).split()
+    )
+
+
+def test_without_max_drop_nothing_is_certified(optimized: OptimizedModel) -> None:
+    assert {point.certified for point in optimized.operating_points} == {None}
+    assert optimized.report.held_out == 8
+
+
+@pytest.mark.parametrize(("options", "least"), [({}, 14), ({"labels": [0] * 40}, 14)], ids=["texts", "labels"])
+def test_texts_too_few_for_the_confidence_are_refused_before_the_model_is_read(
+    job: Job, options: Any, least: int
+) -> None:
+    with pytest.raises(DataError, match=r"texts: 20 are used, 10 of them to test .* takes at least 14 for the test"):
+        job("/no/such/model", texts=job.texts, max_drop=0.2, max_texts=20, **options)
+
+
 def test_max_drop_without_texts_is_refused(job: Job, model: PreTrainedModel) -> None:
     with pytest.raises(SettingError, match=r"max_drop=0\.01: cannot be used without texts"):
         job(model, max_drop=0.01)
@@ -348,8 +383,8 @@ def test_max_drop_without_texts_is_refused(job: Job, model: PreTrainedModel) -> 
 
 
 def test_target_within_max_drop_that_is_out_of_reach_shows_the_front(job: Job, model: PreTrainedModel) -> None:
-    with pytest.raises(TargetUnreachable, match=r"target_speedup=100 with max_drop=0\.01") as error:
-        job(model, 100, texts=job.texts, max_drop=0.01)
+    with pytest.raises(TargetUnreachable, match=r"target_speedup=100 with max_drop=0\.5") as error:
+        job(model, 100, texts=job.texts, max_drop=0.5)
     assert error.value.front
     for point in error.value.front:
         assert isinstance(point, MeasuredPoint)
