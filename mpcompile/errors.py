@@ -45,5 +45,9 @@ class BackendError(MpcompileError):
     """A backend is missing, or could not build or run an engine."""
 
 
+class StudyError(MpcompileError):
+    """A study belongs to something else or is out of reach."""
+
+
 class TuningError(MpcompileError):
-    """Tuning cannot go on: its study is foreign or out of reach, or nothing can be measured."""
+    """Tuning cannot go on: nothing can be measured."""

@@ -8,38 +8,27 @@ process was killed, and another trial goes on with its rounds, or it repeats wha
 
 from __future__ import annotations
 
-import datetime
-import os
 import socket
 import statistics
 import threading
-import time
-import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mpcompile.errors import TuningError
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from mpcompile.studies.ownership import check_identity, is_given_up, sign
+from mpcompile.studies.storage import hide_password, open_storage, storage_errors
 from mpcompile.tuning.space import Space
-from mpcompile.tuning.storage import hide_password, open_storage, storage_errors
 from mpcompile.tuning.variant import Variant
 
-try:
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution
-    from optuna.trial import FrozenTrial, Trial, TrialState
-except ImportError as error:
-    raise TuningError("tune: optuna is not installed; pip install mpcompile[tune]") from error
-
-GRACE_S = 1800.0
-"""Seconds without a sign of life after which a trial of another machine counts as given up: a build may take 600."""
 ENQUEUED = 12
 """Candidates that are taken in order of prediction before the sampler (TPE) has its say."""
 MIN_ROUNDS = 3
 """A median of fewer is no ground to call a candidate one of the best."""
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-_PROCESS = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
-"""This process: numbers of processes are used again, all the more in containers."""
 
 
 @dataclass
@@ -93,7 +82,7 @@ class TuningStudy:
 
     Raises:
         SettingError: when the storage cannot be opened.
-        TuningError: when a study of that name belongs to something else.
+        StudyError: when a study of that name belongs to something else.
     """
 
     def __init__(self, url: str, name: str, identity: Mapping[str, str], space: Space, seed: int) -> None:
@@ -107,9 +96,11 @@ class TuningStudy:
         storage = open_storage(url)
         with storage_errors(url):
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
-            self._check(identity)
+            where = f"study {name!r} at {hide_password(url)}"
+            fix = "choose another name with --study, or another --storage"
+            check_identity(self._study, identity, where, "mpcompile tune", fix)
             self._study.sampler = _make_sampler(seed + len(self._trials()))
-            self._requeue([trial for trial in self._trials((TrialState.RUNNING,)) if _is_given_up(trial)])
+            self._requeue([trial for trial in self._trials((TrialState.RUNNING,)) if is_given_up(trial)])
 
     def ask(self) -> OpenTrial | None:
         """The next candidate, None when all are settled or under way; what was left behind comes first."""
@@ -120,7 +111,7 @@ class TuningStudy:
                 if (is_early or is_repeated) and not self._trials((TrialState.WAITING,)):
                     self._study.enqueue_trial(remaining[0].to_json())
                 trial = self._study.ask(self._distributions)
-                self._sign(trial)
+                sign(trial)
                 variant = Variant(**trial.params)
                 if variant in self._remaining(trial.number):
                     self._open.add(trial.number)
@@ -140,7 +131,7 @@ class TuningStudy:
         with self._lock, storage_errors(self.url):
             trial.trial.report(ratio, len(trial.ratios))
             trial.ratios.append(ratio)
-            self._sign(trial.trial)
+            sign(trial.trial)
 
     def complete(self, trial: OpenTrial) -> None:
         """Closes a trial that was measured to the end."""
@@ -231,19 +222,6 @@ class TuningStudy:
     def _final_name(self) -> str:
         return f"final on {socket.gethostname()}"
 
-    def _check(self, identity: Mapping[str, str]) -> None:
-        found = self._study.user_attrs.get("identity")
-        if found is None and not self._trials():
-            self._study.set_user_attr("identity", dict(identity))
-            return
-        name = f"study {self.name!r} at {hide_password(self.url)}"
-        fix = "choose another name with --study, or another --storage"
-        if found is None:
-            raise TuningError(f"{name}: was not made by mpcompile tune; {fix}")
-        for key, value in identity.items():
-            if found.get(key) != value:
-                raise TuningError(f"{name}: its {key} is {found.get(key)}, this one is {value}; {fix}")
-
     def _requeue(self, trials: Sequence[FrozenTrial]) -> None:
         """Closes trials that nobody works on, and lets new ones go on with their rounds."""
         taken_up = {trial.user_attrs.get("resumes") for trial in self._trials()}
@@ -285,10 +263,6 @@ class TuningStudy:
         rows = [(r, Variant(**trial.params)) for r, trial in zip(ratios, trials, strict=True) if len(r) >= MIN_ROUNDS]
         return [(statistics.median(r), variant) for r, variant in rows if variant in self._wanted]
 
-    def _sign(self, trial: Trial) -> None:
-        """A sign of life: who works on a trial, and when it was last seen doing so."""
-        trial.set_user_attr("signed", {"owner": _PROCESS, "at": time.time()})
-
     def _trials(self, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
         with self._lock, storage_errors(self.url):
             return self._study.get_trials(deepcopy=False, states=None if states is None else tuple(states))
@@ -307,27 +281,3 @@ def _make_sampler(seed: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # multivariate and constant_liar are called experimental
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=ENQUEUED)
-
-
-def _is_given_up(trial: FrozenTrial) -> bool:
-    """Whether the process that worked on a running trial is gone."""
-    signed = trial.user_attrs.get("signed")
-    if signed is None:  # not signed yet, or killed in the moment between taking it and signing
-        started = trial.datetime_start or datetime.datetime.now()
-        return (datetime.datetime.now() - started).total_seconds() > GRACE_S
-    if signed["owner"] == _PROCESS:
-        return False
-    host, pid, _ = signed["owner"].split("/")
-    if host == socket.gethostname() and os.name == "posix":
-        return int(pid) == os.getpid() or not _is_alive(int(pid))
-    return time.time() - float(signed["at"]) > GRACE_S
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

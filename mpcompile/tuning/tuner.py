@@ -18,6 +18,7 @@ from mpcompile.errors import TuningError
 from mpcompile.progress import StageProgress
 from mpcompile.report import Report
 from mpcompile.store import digest
+from mpcompile.studies.storage import find_default_url, hide_password
 from mpcompile.tuning.bench import Job
 from mpcompile.tuning.cuts import find_cuts
 from mpcompile.tuning.final import Decision, decide
@@ -27,7 +28,6 @@ from mpcompile.tuning.result import TuneResult
 from mpcompile.tuning.retold import retell
 from mpcompile.tuning.settings import TuneSettings
 from mpcompile.tuning.space import Limits, Machine, Space, allow_points, build_space, rank
-from mpcompile.tuning.storage import find_default_url, hide_password
 from mpcompile.tuning.study import TuningStudy
 from mpcompile.tuning.trials import Budget, Rules, search
 from mpcompile.tuning.variant import Variant
@@ -88,7 +88,8 @@ def tune(
         SettingError: when an option has a value that is not allowed, or the storage cannot be opened.
         ArtifactError: when the artifact is damaged, or `out` cannot be written.
         DataError: when texts are malformed.
-        TuningError: when the study belongs to something else, its storage fails, or the start cannot be measured.
+        StudyError: when the study belongs to something else or its storage fails.
+        TuningError: when the start cannot be measured.
     """
     cache = Path(cache_dir) if cache_dir is not None else None
     settings = TuneSettings(

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy
 from optuna.trial import TrialState
 
-from mpcompile.errors import SettingError, TuningError
-from mpcompile.tuning.storage import find_default_url, hide_password
+from mpcompile.errors import SettingError, StudyError
+from mpcompile.studies.storage import find_default_url, hide_password
 from mpcompile.tuning.study import ENQUEUED, OpenTrial, TuningStudy
 from mpcompile.tuning.variant import Variant
 from tests.mpcompile.tuning.fakes import CANDIDATES, IDENTITY, SPACE, START, open_study
@@ -192,14 +192,14 @@ def test_rounds_of_the_last_comparison_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["model", "mpcompile", "workload", "machine"])
 def test_study_of_something_else_is_refused(tmp_path: Path, key: str) -> None:
     open_study(tmp_path)
-    with pytest.raises(TuningError, match=rf"its {key} is {IDENTITY[key]}, this one is other; choose another.*--study"):
+    with pytest.raises(StudyError, match=rf"its {key} is {IDENTITY[key]}, this one is other; choose another.*--study"):
         open_study(tmp_path, identity={**IDENTITY, key: "other"})
 
 
 def test_refused_study_is_left_as_it_was(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     before = len(optuna_study(tmp_path).trials)
-    with pytest.raises(TuningError):
+    with pytest.raises(StudyError):
         open_study(tmp_path, identity={**IDENTITY, "model": "other"})
     assert len(optuna_study(tmp_path).trials) == before
     assert take(study).variant == CANDIDATES[0]
@@ -208,7 +208,7 @@ def test_refused_study_is_left_as_it_was(tmp_path: Path) -> None:
 def test_study_of_another_program_is_refused(tmp_path: Path) -> None:
     foreign = optuna.create_study(study_name="study", storage=f"sqlite:///{tmp_path}/study.db")
     foreign.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-    with pytest.raises(TuningError, match="not made by mpcompile tune; choose another name with --study"):
+    with pytest.raises(StudyError, match="not made by mpcompile tune; choose another name with --study"):
         open_study(tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_file_that_is_no_database_is_an_error_of_the_user(tmp_path: Path) -> Non
 
 def test_cache_that_cannot_be_made_is_an_error_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TuningError, match="pass --storage"):
+    with pytest.raises(StudyError, match="pass --storage"):
         find_default_url("key", tmp_path / "file")
 
 
@@ -249,7 +249,7 @@ def test_full_disk_loses_nothing(tmp_path: Path) -> None:
     sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", limit)
     try:
         full = open_study(tmp_path)
-        with pytest.raises(TuningError, match="disk is full; make room there and run the same command again"):
+        with pytest.raises(StudyError, match="disk is full; make room there and run the same command again"):
             full.save_final_rounds([START] * 500, [[1.0] * 501] * 21)
     finally:
         sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", limit)

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 import mpcompile
 from mpcompile.artifact import read_manifest
 from mpcompile.cli import main
-from mpcompile.errors import ArtifactError, DataError, SettingError, TuningError
+from mpcompile.errors import ArtifactError, DataError, SettingError, StudyError, TuningError
 from mpcompile.tuning import tune
 from mpcompile.tuning.final import FINAL_ROUNDS, Decision
 from mpcompile.tuning.measurer import MeasureFailed
@@ -204,7 +204,7 @@ def test_study_of_another_model_is_refused(
 ) -> None:
     options = {"storage": f"sqlite:///{tmp_path}/s.db", "study": "mine", "max_trials": 0}
     run(artifact, tmp_path / "out", cache_dir, **options)
-    with pytest.raises(TuningError, match=r"study 'mine' at sqlite:.* its model is .*, this one is .*--study"):
+    with pytest.raises(StudyError, match=r"study 'mine' at sqlite:.* its model is .*, this one is .*--study"):
         run(tuned, tmp_path / "out2", cache_dir, **options)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from mpcompile.errors import SettingError, TuningError
+from mpcompile.errors import SettingError, StudyError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -25,13 +25,13 @@ def find_default_url(key: str, cache_dir: Path | None) -> str:
     """URL of a SQLite file under the cache directory, whose folder is made.
 
     Raises:
-        TuningError: when the folder cannot be made.
+        StudyError: when the folder cannot be made.
     """
     folder = (cache_dir or platformdirs.user_cache_path("mpcompile")) / "tuning"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TuningError(
+        raise StudyError(
             f"{folder}: the study cannot be kept there: {error}; make room, or pass --storage sqlite:///FILE"
         ) from error
     return f"sqlite:///{folder / key}.db"
@@ -50,7 +50,7 @@ def open_storage(url: str) -> BaseStorage:
     # RuntimeError is Optuna's for the tables of another version of it.
     except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
         if _is_full(error):
-            raise TuningError(_describe_full(url)) from error
+            raise StudyError(_describe_full(url)) from error
         raise SettingError(
             f"--storage {hide_password(url)!r}: cannot be opened: {_first_line(error)}; expected an Optuna storage "
             "such as sqlite:///tune.db or postgresql://user@host/database, with its driver installed"
@@ -75,7 +75,7 @@ def storage_errors(url: str) -> Iterator[None]:
     """Turns what a database throws while a study is in use into an error that says what to do.
 
     Raises:
-        TuningError: when the disk is full or the storage fails; what was recorded before stays.
+        StudyError: when the disk is full or the storage fails; what was recorded before stays.
     """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
@@ -84,8 +84,8 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
         if _is_full(error):
-            raise TuningError(_describe_full(url)) from error
-        raise TuningError(
+            raise StudyError(_describe_full(url)) from error
+        raise StudyError(
             f"study at {hide_password(url)}: the storage failed: {_first_line(error.__cause__ or error)}; what was "
             "measured before is kept: the same command goes on from there"
         ) from error
