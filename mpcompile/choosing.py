@@ -18,7 +18,10 @@ from mpcompile.features import FeatureCollector, Features, KeepSchedule, exit_ca
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.reference import unpruned_point
 from mpcompile.runtime import Runtime
-from mpcompile.search.front import Candidate, HeldOut, PointSearch, thin
+from mpcompile.search.candidates import Candidate, thin
+from mpcompile.search.front import PointSearch
+from mpcompile.search.held_out import HeldOut
+from mpcompile.search.pricing import Pricer
 from mpcompile.store import digest_arrays
 from mpcompile.timing import measure_interleaved
 from mpcompile.workload import random_batch
@@ -72,12 +75,13 @@ def _measured_over_predicted(
     return timing.median_s / float(cost.predict_unpruned(batch_size, np.float64(length)))
 
 
-def choose_from_texts(context: Context, cost: CostModel, part: TextPart) -> Chosen:
+def choose_from_texts(context: Context, cost: CostModel, part: TextPart, target_gain: float) -> Chosen:
     """Trains heads and searches points on held-out answers.
 
     Args:
         cost: predicts time.
         part: texts for choosing, with the original's answers.
+        target_gain: speed that is wanted, times that of the unpruned engine.
     """
     exits = _exits(context) if context.settings.adapt == "frozen" else ()
     collector = _Collector(context, exits, part)
@@ -88,9 +92,9 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart) -> Chos
         features = collector.collect(schedule)
         logits = trained.predict_held_out(features.pooled) if trained else {}
         held_out.append(HeldOut.from_logits(schedule, {**logits, context.captured.num_layers: features.logits}))
-    search = PointSearch(held_out, part.truth, part.lengths, cost, context.settings.batch_size, context.precision)
+    pricer = Pricer(part.truth, part.lengths, cost, context.settings.batch_size, context.precision)
     with context.progress.stage("search operating points") as stage:
-        candidates = search.search(stage)
+        candidates = PointSearch(held_out, pricer).search(target_gain, stage)
     return finish_choice(context, cost, candidates, trained.heads if trained else {})
 
 

@@ -22,7 +22,7 @@ from mpcompile.context import Context, TextPart, Texts, encode_examples, split_t
 from mpcompile.data import Examples, load_examples
 from mpcompile.errors import SettingError
 from mpcompile.front import Choice, MeasuredPoint, choose_point
-from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front
+from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_engine_gain, measure_front
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.packing import find_versions, head_weights, pack_model
 from mpcompile.partition import partition
@@ -136,7 +136,8 @@ def optimize(
         else:
             length = int(np.median(parts.choosing.lengths))
             cost = measure_cost_model(context, unpruned, length)
-            chosen = choose_from_texts(context, cost, parts.choosing)
+            target_gain = target_speedup / measure_engine_gain(context, unpruned, parts.choosing)
+            chosen = choose_from_texts(context, cost, parts.choosing, target_gain)
         built = _build(context, chosen, length, unpruned, parts)
         front = measure_front(built.systems, chosen, _choosing(parts))
         choice, front, timings = _settle(built.systems, front, settings)

@@ -29,6 +29,11 @@ class KeepSchedule:
     prune_layers: tuple[int, ...]
     keep_ratios: tuple[float, ...]
 
+    def pruned_layers(self) -> tuple[int, ...]:
+        """Layers that do not keep everything."""
+        rows = zip(self.prune_layers, self.keep_ratios, strict=True)
+        return tuple(layer for layer, ratio in rows if ratio < 1.0)
+
 
 @dataclass(frozen=True)
 class Features:

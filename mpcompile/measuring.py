@@ -15,11 +15,12 @@ from mpcompile.front import MeasuredPoint
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.reference import unpruned_point
 from mpcompile.runtime import Runner, Runtime
-from mpcompile.search.front import Candidate
+from mpcompile.search.candidates import Candidate
 from mpcompile.timing import Timing, measure_interleaved
 from mpcompile.workload import Workload, build_workload, count_batches, random_batch
 
 FRONT_RUNS, FINAL_RUNS = 3, 5
+GAIN_BATCHES = 8
 Calls = Sequence[Callable[[], object]]
 
 
@@ -82,6 +83,20 @@ def make_workload(
     count = count_batches(measure_interleaved({"original": calls}, runs=1)["original"].median_s)
     assert context.encoder is not None
     return build_workload(context.encoder, part.encoded, size, count, rank, context.settings.seed), num_threads
+
+
+def measure_engine_gain(context: Context, unpruned: Runtime, part: TextPart) -> float:
+    """Time of the original over that of the unpruned engine, on some batches of the texts."""
+    assert context.encoder is not None
+    size, seed = context.settings.batch_size, context.settings.seed
+    workload = build_workload(context.encoder, part.encoded, size, GAIN_BATCHES, part.lengths, seed)
+    original, names = context.original, context.captured.input_names
+    with context.progress.stage("time the original") as stage:
+        num_threads = original.find_threads([original.prepare(batch, names) for batch in workload.batches])
+        systems = Systems(context, workload, unpruned, unpruned, num_threads)
+        calls = {"original": systems.original_calls(), "unpruned": systems.unpruned_calls()}
+        timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
+    return timings["original"].median_s / timings["unpruned"].median_s
 
 
 def measure_front(systems: Systems, chosen: Chosen, part: TextPart | None) -> tuple[MeasuredPoint, ...]:

@@ -26,7 +26,7 @@ from mpcompile.operating_point import OperatingPoint
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.pictures.page import render_page
 from mpcompile.planning.plan import Memory, Plan
-from mpcompile.search.front import thin
+from mpcompile.search.candidates import thin
 from tests.models import MAX_POSITIONS, build_model, random_batch
 
 JSON_KEYS = {

@@ -11,7 +11,10 @@ from mpcompile.cost.model import CostModel
 from mpcompile.cost.work import Region
 from mpcompile.features import KeepSchedule
 from mpcompile.operating_point import OperatingPoint
-from mpcompile.search.front import MAX_POINTS, USEFUL_LOSS, Candidate, HeldOut, PointSearch, pareto_front, thin
+from mpcompile.search.candidates import MAX_POINTS, NEAR, USEFUL_LOSS, Candidate, pareto_front, thin
+from mpcompile.search.front import AIM, PointSearch
+from mpcompile.search.held_out import HeldOut
+from mpcompile.search.pricing import Pricer
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 NUM_LAYERS, NUM_TEXTS = 4, 400
@@ -103,12 +106,12 @@ def make_held_out(ratio: float = 1.0, seed: int = 0) -> HeldOut:
 def search() -> PointSearch:
     lengths = np.random.default_rng(1).integers(5, 40, NUM_TEXTS)
     held_out = [make_held_out(1.0), make_held_out(0.7)]
-    return PointSearch(held_out, np.arange(NUM_TEXTS) % 3, lengths, COST, 1, "f32")
+    return PointSearch(held_out, Pricer(np.arange(NUM_TEXTS) % 3, lengths, COST, 1, "f32"))
 
 
 @pytest.fixture(scope="module")
 def found(search: PointSearch) -> tuple[Candidate, ...]:
-    return search.search()
+    return search.search(2.5)
 
 
 def test_entropies_are_normalised() -> None:
@@ -124,7 +127,7 @@ def test_search_gives_a_front(found: tuple[Candidate, ...]) -> None:
 
 def test_front_reaches_from_the_best_to_the_fastest(found: tuple[Candidate, ...]) -> None:
     assert found[0].loss < found[-1].loss
-    assert found[0].seconds > 2 * found[-1].seconds
+    assert found[0].seconds > 1.5 * found[-1].seconds
 
 
 def test_points_share_one_set_of_exits(found: tuple[Candidate, ...]) -> None:
@@ -158,7 +161,7 @@ def test_exits_that_a_point_does_not_use_are_not_in_it(found: tuple[Candidate, .
 
 def test_progress_is_told_up_to_the_end(search: PointSearch) -> None:
     shares: list[float] = []
-    search.search(shares.append)
+    search.search(2.5, shares.append)
     assert shares[-1] == 1.0 and shares == sorted(shares)
 
 
@@ -166,10 +169,48 @@ def test_model_that_early_exits_know_as_well_is_cut_short() -> None:
     truth = np.arange(NUM_TEXTS) % 3
     logits = {layer: 20.0 * np.eye(3)[truth] for layer in range(NUM_LAYERS + 1)}
     held_out = HeldOut.from_logits(KeepSchedule((1,), (1.0,)), logits)
-    (row,) = PointSearch([held_out], truth, np.full(NUM_TEXTS, 20), COST, 1, "f32").search()
+    (row,) = PointSearch([held_out], Pricer(truth, np.full(NUM_TEXTS, 20), COST, 1, "f32")).search(2.0)
     assert (row.point.exit_layers, row.loss) == ((0,), 0.0)
 
 
 def test_precision_of_the_points_is_the_one_asked_for() -> None:
-    searched = PointSearch([make_held_out()], np.arange(NUM_TEXTS) % 3, np.full(NUM_TEXTS, 9), COST, 1, "bf16")
-    assert {row.point.precision for row in searched.search()} == {"bf16"}
+    pricer = Pricer(np.arange(NUM_TEXTS) % 3, np.full(NUM_TEXTS, 9), COST, 1, "bf16")
+    assert {row.point.precision for row in PointSearch([make_held_out()], pricer).search(2.0)} == {"bf16"}
+
+
+def test_aim_meets_the_target_and_nothing_that_does_loses_less(search: PointSearch) -> None:
+    aims = [search.find_aim(gain).candidate for gain in (2.0, 2.5, 3.0, 4.0)]
+    lengths = np.random.default_rng(1).integers(5, 40, NUM_TEXTS)
+    full_s = Pricer(np.zeros(NUM_TEXTS), lengths, COST, 1, "f32").full_s
+    assert all(aim.seconds <= full_s / gain for aim, gain in zip(aims, (2.0, 2.5, 3.0, 4.0), strict=True))
+    assert [aim.loss for aim in aims] == sorted(aim.loss for aim in aims)
+
+
+def test_target_that_is_out_of_reach_aims_at_the_fastest(search: PointSearch) -> None:
+    fastest = search.find_aim(90.0).candidate
+    assert fastest.seconds < search.find_aim(4.0).candidate.seconds
+    assert fastest.point.exit_layers == (0,)
+
+
+@pytest.mark.parametrize("gain", [2.5, 4.0])
+def test_front_uses_no_exit_and_no_prune_that_the_aim_does_without(search: PointSearch, gain: float) -> None:
+    aim = search.find_aim(gain).candidate
+    for row in search.search(gain):
+        assert set(row.point.exit_layers) <= {*aim.point.exit_layers, NUM_LAYERS}
+        if min(aim.point.keep_ratios) == 1.0:
+            assert min(row.point.keep_ratios) == 1.0
+
+
+@pytest.mark.parametrize("gain", [2.5, 4.0])
+def test_front_holds_a_point_as_good_as_the_aim(search: PointSearch, gain: float) -> None:
+    aim = search.find_aim(gain).candidate
+    assert any(row.loss <= aim.loss + 0.01 and row.seconds <= aim.seconds * AIM for row in search.search(gain))
+
+
+def test_points_near_a_target_are_kept() -> None:
+    front = long_front(200, 1e-4)
+    target_s = front[80].seconds
+    near = [row for row in thin(front, target_s) if NEAR[0] <= row.seconds / target_s <= NEAR[1]]
+    assert len(near) >= MAX_POINTS // 2 - 3
+    assert len(thin(front, target_s)) <= MAX_POINTS
+    assert (thin(front, target_s)[0], thin(front, target_s)[-1]) == (front[0], front[-1])
