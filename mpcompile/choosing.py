@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ from mpcompile.store import digest_arrays
 from mpcompile.timing import measure_interleaved
 from mpcompile.workload import random_batch
 from passes import ExitHead
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,63 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart, target_
         logits = trained.predict_held_out(features.pooled) if trained else {}
         held_out.append(HeldOut.from_logits(schedule, {**logits, context.captured.num_layers: features.logits}))
     pricer = Pricer(part.truth, part.lengths, cost, context.settings.batch_size, context.precision)
+    if context.settings.trials:
+        held_out += _search_schedules(context, collector, trained, held_out, pricer, target_gain)
     with context.progress.stage("search operating points") as stage:
         candidates = PointSearch(held_out, pricer).search(target_gain, stage)
     return finish_choice(context, cost, candidates, trained.heads if trained else {})
+
+
+def _search_schedules(
+    context: Context,
+    collector: _Collector,
+    trained: TrainedHeads | None,
+    fixed: list[HeldOut],
+    pricer: Pricer,
+    target_gain: float,
+) -> list[HeldOut]:
+    """Held-out answers of the schedules that a study finds, see `search_study`."""
+    from mpcompile.search.study import StudySettings, search_study  # needs Optuna, which is optional
+
+    settings = context.settings
+    answers = HeldOutAnswers(context, collector, trained)
+    identity = {
+        "model": context.digest,
+        "texts": collector.texts_digest,
+        "labels": digest_arrays({"truth": pricer.truth}),
+        "heads": f"{settings.adapt}, seed {settings.seed}",
+        "batch size": str(settings.batch_size),
+        "backend": context.backend.name,
+        "precision": context.precision,
+    }
+    with context.progress.stage("search keep ratios") as stage:
+        price = PointSearch(fixed, pricer).find_aim(target_gain).price
+        options = StudySettings(settings.trials, settings.storage, price, settings.seed)
+        found = search_study(answers, {context.precision: fixed}, {context.precision: pricer}, identity, options, stage)
+    logger.info("search: %d schedules tried, %d of them given up early", found.tried + found.pruned, found.pruned)
+    return [held_out for _, held_out in found.held_out]
+
+
+class HeldOutAnswers:
+    """Answers of some of the texts under any schedule, from the store where they were computed before."""
+
+    def __init__(self, context: Context, collector: _Collector, trained: TrainedHeads | None) -> None:
+        self._context, self._collector, self._trained = context, collector, trained
+        weights = {} if trained is None else {k: v.numpy() for k, v in trained.stack.state_dict().items()}
+        self.heads_digest = digest_arrays(weights)
+
+    def __call__(self, schedule: KeepSchedule, precision: str, index: np.ndarray) -> HeldOut:
+        """Answers of the texts at some positions."""
+        key = {**self._collector.key(schedule), "kind": "answers", "heads": self.heads_digest, "precision": precision}
+        key["part"] = [int(index[0]), int(index[-1]), len(index)]
+
+        def compute() -> dict[str, np.ndarray]:
+            features = self._collector.run(schedule, index)
+            logits = {} if self._trained is None else self._trained.predict_held_out(features.pooled, index)
+            logits[self._context.captured.num_layers] = features.logits
+            return HeldOut.from_logits(schedule, logits).to_arrays()
+
+        return HeldOut.from_arrays(schedule, self._context.store.fetch(key, compute))
 
 
 def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chosen:
@@ -180,31 +237,38 @@ class _Collector:
         self._context, self._exits, self._part = context, exits, part
         self.prune_layers, schedules = keep_schedules(context.captured.num_layers)
         self.schedules = tuple(dict.fromkeys((*schedules, *_planned(context))))
-        self._texts = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
+        self.texts_digest = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
         self._memory: dict[KeepSchedule, Features] = {}
+
+    def key(self, schedule: KeepSchedule) -> dict[str, object]:
+        """Everything that the features of a schedule depend on."""
+        return {
+            "kind": "features",
+            "model": self._context.digest,
+            "texts": self.texts_digest,
+            "exits": self._exits,
+            "prunes": schedule.prune_layers,
+            "keep_ratios": schedule.keep_ratios,
+            "backend": self._context.backend.name,
+            "fingerprint": self._context.backend.fingerprint(),
+            "precision": self._context.precision,
+        }
 
     def collect(self, schedule: KeepSchedule) -> Features:
         if schedule not in self._memory:
-            key = {
-                "kind": "features",
-                "model": self._context.digest,
-                "texts": self._texts,
-                "exits": self._exits,
-                "prunes": schedule.prune_layers,
-                "keep_ratios": schedule.keep_ratios,
-                "backend": self._context.backend.name,
-                "fingerprint": self._context.backend.fingerprint(),
-                "precision": self._context.precision,
-            }
             keeps = (
                 "all" if min(schedule.keep_ratios) == 1.0 else " ".join(f"{ratio:g}" for ratio in schedule.keep_ratios)
             )
             with self._context.progress.stage(f"features, keep {keeps}") as stage:
                 arrays = self._context.store.fetch(
-                    key, lambda: self._engine.collect(self._part.encoded, schedule, stage).to_arrays()
+                    self.key(schedule), lambda: self._engine.collect(self._part.encoded, schedule, stage).to_arrays()
                 )
             self._memory[schedule] = Features.from_arrays(arrays)
         return self._memory[schedule]
+
+    def run(self, schedule: KeepSchedule, index: np.ndarray) -> Features:
+        """Features of some of the texts, kept nowhere."""
+        return self._engine.collect(self._part.take(index).encoded, schedule, lambda _: None)
 
     @functools.cached_property
     def _engine(self) -> FeatureCollector:

@@ -71,6 +71,8 @@ def optimize(
     cache_dir: str | Path | None = None,
     plan: Plan | str | Path | None = None,
     show_texts: bool = True,
+    trials: int = 0,
+    storage: str | Path | None = None,
 ) -> OptimizedModel:
     """Compiles a fine-tuned encoder into the same classifier doing less work per input.
 
@@ -101,18 +103,23 @@ def optimize(
         plan: what `plan` returned, or a file of it: its keep ratios and exits are tried beside the usual ones.
         show_texts: whether some of the texts are shown, token by token, in report.json and report.html, which are
             part of the artifact; False where they are confidential.
+        trials: schedules of keep ratios that a seeded search (Optuna) tries beside the usual ones, each a pass over
+            the texts; Ctrl-C ends the search with what it has.
+        storage: where the search keeps its study, a path of a SQLite file or a URL of an Optuna storage: a killed
+            search resumes there, and many processes may share it. None keeps it in memory.
 
     Raises:
         SettingError: when an option has a value that is not allowed.
         CaptureError: when the model is not an encoder that is understood.
         DataError: when texts or labels are malformed, or too few for `max_drop` and `confidence`.
         TargetUnreachable: when no point reaches the target within `max_drop`.
+        StudyError: when the study in `storage` is of another model or other texts, or out of reach.
         BackendError: when the backend is missing or cannot build an engine.
     """
     settings = Settings(
         target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
         Path(cache_dir) if cache_dir is not None else None, Plan.load(plan) if isinstance(plan, str | Path) else plan,
-        show_texts,
+        show_texts, trials, str(storage) if isinstance(storage, Path) else storage,
     )  # fmt: skip
     if texts is None and (labels is not None or max_drop is not None):
         missing = "labels" if labels is not None else f"max_drop={max_drop:g}"

@@ -35,6 +35,8 @@ class Settings:
     cache_dir: Path | None = None
     plan: Plan | None = None
     show_texts: bool = True
+    trials: int = 0
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         check_target(self.target_speedup)
@@ -53,6 +55,12 @@ class Settings:
         if self.plan is not None and not isinstance(self.plan, Plan):
             raise SettingError(f"plan: {self.plan!r}; what mpcompile.plan returned or a file of it is expected")
         _check_count("seed", self.seed, 0, 2**32 - 1)
+        _check_count("trials", self.trials, 0, 10**6)
+        if self.storage is not None and (not isinstance(self.storage, str) or not self.storage or not self.trials):
+            raise SettingError(
+                f"storage: {self.storage!r} with trials={self.trials}; a URL of an Optuna storage or a path of a "
+                "SQLite file is expected, and at least one trial"
+            )
 
 
 def _check_number(name: str, value: object, low: float, high: float, hint: str) -> None:

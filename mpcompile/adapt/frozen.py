@@ -36,15 +36,19 @@ class TrainedHeads:
     folds: Tensor
     stack: HeadStack
 
-    def predict_held_out(self, features: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    def predict_held_out(
+        self, features: Mapping[int, np.ndarray], index: np.ndarray | None = None
+    ) -> dict[int, np.ndarray]:
         """Logits (N, C) by exit layer; each text's row comes from a head trained without its part.
 
         Args:
             features: as for training, of the same texts, pruned or not.
+            index: which of the texts they are of, None for all.
         """
+        folds = self.folds if index is None else self.folds[torch.from_numpy(index)]
         inputs = torch.from_numpy(np.stack([features[layer] for layer in sorted(self.heads)]))
         with torch.inference_mode():
-            logits = self.stack.predict_held_out(inputs, self.folds).numpy()
+            logits = self.stack.predict_held_out(inputs, folds).numpy()
         return dict(zip(sorted(self.heads), logits, strict=True))
 
 

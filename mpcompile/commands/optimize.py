@@ -31,6 +31,8 @@ def add(commands: Any) -> None:
     optimize.add_argument(
         "--plan", type=Path, help="json file of mpcompile plan, whose keep ratios and exits are tried"
     )
+    optimize.add_argument("--trials", type=int, default=0, help="schedules of keep ratios to search (default 0)")
+    optimize.add_argument("--storage", help="file or Optuna URL of the search, which resumes there and may be shared")
     optimize.add_argument("--hide-texts", action="store_true", help="keep the texts out of report.json and report.html")
     optimize.add_argument("--no-progress", action="store_true")
     optimize.add_argument("--json", action="store_true", help="print the report as one JSON object")
@@ -61,6 +63,8 @@ def _run(options: argparse.Namespace) -> None:
         cache_dir=options.cache_dir,
         plan=options.plan,
         show_texts=not options.hide_texts,
+        trials=options.trials,
+        storage=options.storage,
     )
     optimized.save(options.out)
     show(json.dumps(optimized.report.to_json()) if options.json else f"{optimized.report}\nwritten to {options.out}")

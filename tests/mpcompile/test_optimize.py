@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import mpcompile
 from mpcompile.backends.eager import EagerBackend
 from mpcompile.backends.openvino import OpenVinoBackend
-from mpcompile.errors import BackendError, CaptureError, DataError, SettingError, TargetUnreachable
+from mpcompile.errors import BackendError, CaptureError, DataError, SettingError, StudyError, TargetUnreachable
 from mpcompile.features import FeatureCollector, KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.front import MeasuredPoint
 from mpcompile.operating_point import OperatingPoint
@@ -496,6 +496,21 @@ def test_same_job_again_takes_what_is_slow_from_the_cache(job: Job, monkeypatch:
     monkeypatch.setattr("mpcompile.choosing.FeatureCollector", refuse)
     monkeypatch.setattr("mpcompile.cost.profiles.calibrate", refuse)
     job(model, texts=job.texts)
+
+
+def test_search_tries_schedules_and_resumes_without_a_pass(
+    job: Job, collecting: type["Collecting"], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    model, storage = build_model("bert", seed=12), tmp_path / "search.db"
+    assert job(model, texts=job.texts, trials=4, storage=storage).operating_points
+    usual = set(keep_schedules(3)[1])
+    assert 1 <= len(set(collecting.schedules) - usual) <= 4
+    collecting.schedules.clear()
+    job(model, texts=job.texts, trials=4, storage=storage)
+    assert collecting.schedules == []
+    with pytest.raises(StudyError, match=r"its model is .*, this one is .*; choose another --storage"):
+        job(build_model("bert", seed=13), texts=job.texts, trials=4, storage=storage)
 
 
 def test_cache_knows_models_by_their_weights(job: Job, model: PreTrainedModel) -> None:

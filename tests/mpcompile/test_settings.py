@@ -30,6 +30,8 @@ def test_texts_are_shown_and_nothing_is_planned_by_default() -> None:
         {"batch_size": 4096},
         {"seed": 2**32 - 1},
         {"max_texts": 16},
+        {"trials": 0},
+        {"trials": 30, "storage": "search.db"},
     ],
     ids=str,
 )
@@ -61,6 +63,8 @@ def test_values_at_the_edge_are_allowed(options: dict[str, Any]) -> None:
         ("max_texts", None, "a whole number from 16"),
         ("seed", -1, "a whole number from 0"),
         ("seed", "0", "a whole number from 0"),
+        ("trials", -1, "a whole number from 0"),
+        ("trials", 2.0, "a whole number from 0"),
     ],
 )
 def test_bad_value_is_refused(name: str, value: Any, allowed: str) -> None:
@@ -73,3 +77,9 @@ def test_bad_value_is_refused(name: str, value: Any, allowed: str) -> None:
 def test_bad_target_is_refused() -> None:
     with pytest.raises(SettingError, match="target_speedup: 0; a number from 1 to 100 is expected"):
         Settings(0)
+
+
+@pytest.mark.parametrize("options", [{"storage": "s.db"}, {"storage": "", "trials": 3}, {"storage": 5, "trials": 3}])
+def test_storage_without_a_search_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=r"storage: .* with trials=\d; a URL of an Optuna storage or a path"):
+        Settings(8, **options)
