@@ -185,8 +185,8 @@ class TrialBook:
 
 def _is_allowed(distribution: BaseDistribution, value: Any) -> bool:
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        steps = (value - distribution.low) / distribution.step
-        return distribution.low <= value <= distribution.high and abs(steps - round(steps)) < 1e-6
+        steps = (float(value) - distribution.low) / distribution.step
+        return distribution.low <= float(value) <= distribution.high and abs(steps - round(steps)) < 1e-6
     return True
 
 
