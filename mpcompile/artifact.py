@@ -4,7 +4,8 @@ manifest.json       what is in here: SHA-256 of every file, versions, segments, 
 manifest.sha256     SHA-256 of manifest.json, as `sha256sum -c` reads it
 report.json         how it was made
 engines/N.plan      one engine per segment
-model/              the original as Hugging Face saves it: config.json, model.safetensors
+model/              the original as Hugging Face saves it: config.json, model.safetensors; one without a head also as
+                    sentence-transformers does
 exits.safetensors   weights of the exit heads
 tokenizer.json, tokenization.json
 """
@@ -27,9 +28,10 @@ from typing import Any
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.requests import ModelSignature
 from mpcompile.segment import BuildConfig, OptimizationProfile, Range, Segment
+from mpcompile.task import Task
 
 FORMAT = "mpcompile"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, CHECKSUM, REPORT, EXITS, MODEL = (
     "manifest.json",
     "manifest.sha256",
@@ -75,7 +77,7 @@ class Manifest:
             "backend": self.backend,
             "fingerprint": self.fingerprint,
             "versions": self.versions,
-            "signature": asdict(self.signature),
+            "signature": {**asdict(self.signature), "task": self.signature.task.to_json()},
             "segments": [{name: getattr(segment, name) for name in _SEGMENT_FIELDS} for segment in self.segments],
             "split_tokens": list(self.split_tokens),
             "has_tokenizer": self.has_tokenizer,
@@ -89,6 +91,8 @@ class Manifest:
         signature = dict(values["signature"])
         signature["id2label"] = {int(i): name for i, name in signature["id2label"].items()}
         signature["input_names"] = tuple(signature["input_names"])
+        single = {"kind": "single_label", "num_outputs": signature["num_labels"], "tolerance": ()}  # all of format 1
+        signature["task"] = Task.from_json(signature.get("task", single))
         return cls(
             backend=values["backend"],
             fingerprint=values["fingerprint"],

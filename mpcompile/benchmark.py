@@ -88,13 +88,12 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _with_encoder(context: Context, optimized: OptimizedModel) -> Context:
-    return dataclasses.replace(context, encoder=optimized.encoder)
+    return dataclasses.replace(context, encoder=optimized.encoder, task=optimized.task)
 
 
 def _answers(context: Context, runtime: Any, point: Any, part: TextPart) -> np.ndarray:
     assert context.encoder is not None
-    answers: np.ndarray = answer_texts(runtime, point, context.encoder, part.encoded).logits.argmax(1)
-    return answers
+    return part.task.answers(answer_texts(runtime, point, context.encoder, part.encoded).logits)
 
 
 def _measure(
@@ -117,7 +116,8 @@ def _row(
     name: str, batch_size: int, timings: dict[str, Timing], answers: dict[str, np.ndarray], part: TextPart
 ) -> dict[str, Any]:
     timing = timings[name]
-    accuracy = None if part.labels is None else float((answers[name] == part.labels).mean())
+    differs = part.task.differs
+    accuracy = float(1.0 - differs(answers[name], part.truth).mean()) if part.has_accuracy else None
     return {
         "system": name,
         "batch_size": batch_size,
@@ -126,5 +126,5 @@ def _row(
         "p90_s": timing.p90_s,
         "speedup": timings["original"].median_s / timing.median_s,
         "accuracy": accuracy,
-        "agreement": float((answers[name] == answers["original"]).mean()),
+        "agreement": float(1.0 - differs(answers[name], answers["original"]).mean()),
     }

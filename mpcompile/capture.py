@@ -1,4 +1,4 @@
-"""Capture: from a Hugging Face classifier to a canonical fx graph."""
+"""Capture: from a Hugging Face classifier or encoder to a canonical fx graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from mpcompile.errors import CaptureError
-from passes import Canonicalize, PassError, find_layers, run_passes
+from mpcompile.sentence import is_encoder
+from mpcompile.task import Task
+from passes import Canonicalize, PassError, PoolTokens, find_layers, run_passes
 from passes.encoder import LOOKED_FOR
 
 if TYPE_CHECKING:
@@ -23,20 +25,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PROBLEMS = {
+    None: "single_label",
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
 
 @dataclass(frozen=True)
 class CapturedModel:
-    """A classifier as a graph, with what the later stages need to know of it.
+    """A model as a graph, with what the later stages need to know of it.
 
     Attributes:
         graph_module: canonical graph in fp32; inputs `input_names`, output {"logits": (B, C)}.
         input_names: input_ids, attention_mask and, where the model has segments, token_type_ids.
         num_layers: encoder layers.
-        num_labels: C, classes.
+        num_labels: C, outputs: classes, labels, scores or dimensions of a vector.
         hidden_size: D.
         max_length: tokens that the position table allows.
         vocab_size: rows of the token embedding.
-        id2label: class names by id.
+        id2label: class names by id; of an encoder without a head, none.
+        task: what the outputs mean.
     """
 
     graph_module: GraphModule
@@ -47,40 +57,42 @@ class CapturedModel:
     max_length: int
     vocab_size: int
     id2label: dict[int, str]
+    task: Task
 
 
-class _Logits(nn.Module):
-    """The model with its logits as the only output, whatever its config returns beside them."""
+class _Answer(nn.Module):
+    """The model with its logits, or last hidden state, as the only output, whatever its config returns beside them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.name = "last_hidden_state" if is_encoder(model) else "logits"
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits: Tensor = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, **types, return_dict=True
-        ).logits
-        return logits
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **types, return_dict=True)
+        answer: Tensor = outputs[self.name]
+        return answer
 
 
-def capture(model: PreTrainedModel) -> CapturedModel:
-    """Captures a fine-tuned classifier with torch.export, dynamic in batch and length.
+def capture(model: PreTrainedModel, normalise: bool = False) -> CapturedModel:
+    """Captures a fine-tuned classifier or encoder with torch.export, dynamic in batch and length.
 
     The model itself is left as it was: weights, mode and attention implementation.
 
     Args:
-        model: BERT, RoBERTa, ELECTRA or DistilBERT for sequence classification, or one built alike.
+        model: BERT, RoBERTa, ELECTRA or DistilBERT for sequence classification or without a head, or one built alike.
+        normalise: whether the vectors of a model without a head are divided by their length.
 
     Raises:
         CaptureError: when it is not such a model, with what was looked for.
     """
-    _check_model(model)
+    task = find_task(model)
     names = _input_names(model)
     with _ready_to_export(model) as ready:
         graph_module = _export(ready, names)
     try:
-        run_passes(graph_module, [Canonicalize()])
+        run_passes(graph_module, [Canonicalize(), *([PoolTokens(normalise)] if task.kind == "embedding" else [])])
         layers = find_layers(graph_module)
     except PassError as error:
         raise CaptureError(f"{type(model).__name__}: {error}") from error
@@ -90,34 +102,44 @@ def capture(model: PreTrainedModel) -> CapturedModel:
         graph_module=graph_module,
         input_names=names,
         num_layers=len(layers),
-        num_labels=int(config.num_labels),
+        num_labels=task.num_outputs,
         hidden_size=int(layers[0].input.meta["val"].shape[-1]),
         max_length=_max_length(model),
         vocab_size=int(config.vocab_size),
-        id2label={int(i): str(name) for i, name in config.id2label.items()},
+        id2label={} if task.kind == "embedding" else {int(i): str(name) for i, name in config.id2label.items()},
+        task=task,
     )
 
 
-def _check_model(model: object) -> None:
+def find_task(model: object) -> Task:
+    """What a model answers, from its class and config.
+
+    Raises:
+        CaptureError: when it is no transformers model, or neither a sequence classifier nor an encoder.
+    """
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         raise CaptureError(
-            f"model: got {type(model).__name__}, expected a transformers model for sequence classification, "
-            "a path to one or a hub id"
+            f"model: got {type(model).__name__}, expected a transformers model for sequence classification or an "
+            "encoder, a path to one or a hub id"
         )
     config: Any = model.config
+    if is_encoder(model) and hasattr(config, "hidden_size"):
+        return Task("embedding", int(config.hidden_size))
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise CaptureError(
-            f"{type(model).__name__}: expected a ...ForSequenceClassification model (its logits are what is kept); "
-            "load it with AutoModelForSequenceClassification"
+            f"{type(model).__name__}: expected a ...ForSequenceClassification model (its logits are what is kept) or "
+            "an encoder (the mean over its tokens is); load it with AutoModelForSequenceClassification or AutoModel"
         )
-    problem = getattr(config, "problem_type", None)
-    if config.num_labels < 2 or problem not in (None, "single_label_classification"):
+    problem, num_labels = getattr(config, "problem_type", None), int(config.num_labels)
+    if problem not in _PROBLEMS or num_labels < 1:
         raise CaptureError(
-            f"{type(model).__name__}: num_labels={config.num_labels}, problem_type={problem}; "
-            "only classifiers with one label of two or more classes are supported"
+            f"{type(model).__name__}: problem_type={problem!r}, num_labels={num_labels}; expected one of "
+            f"{', '.join(map(repr, _PROBLEMS))} and at least one label"
         )
+    # One logit is a score, whatever it is called: that of a cross-encoder that reranks.
+    return Task("regression" if num_labels == 1 else _PROBLEMS[problem], num_labels)
 
 
 def _input_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -166,7 +188,7 @@ def _export(model: PreTrainedModel, names: tuple[str, ...]) -> GraphModule:
     inputs = {name: example.clone() if name != "token_type_ids" else example * 0 for name in names}
     try:
         program = torch.export.export(
-            _Logits(model), (), inputs, dynamic_shapes={name: {0: batch, 1: length} for name in names}
+            _Answer(model), (), inputs, dynamic_shapes={name: {0: batch, 1: length} for name in names}
         )
     except Exception as error:  # torch.export raises anything that the model's own code can raise
         raise CaptureError(f"{type(model).__name__}: torch.export failed: {error}; {LOOKED_FOR}") from error

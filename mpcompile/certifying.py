@@ -22,7 +22,7 @@ def check_amount(settings: Settings, given: int, labelled: bool) -> None:
     Args:
         settings: options.
         given: number of texts.
-        labelled: whether they have labels.
+        labelled: whether they have labels that say which answers are right.
 
     Raises:
         DataError: when the texts are too few.
@@ -60,7 +60,7 @@ def certify_front(
     """
     settings, sequence = context.settings, sequence_of(front, chosen)
     assert settings.max_drop is not None
-    original_loss = None if part.labels is None else part.original_answer != part.truth
+    original_loss = part.task.differs(part.original_answer, part.truth) if part.has_accuracy else None
     losses = _run(context, runtime, front, sequence, part)
     certificate = find_certified(losses, original_loss, settings.max_drop, settings.confidence)
     passed = sequence[: certificate.num_certified]
@@ -77,7 +77,7 @@ def _run(
     for number, i in enumerate(sequence):
         with context.progress.stage(f"certify point {number + 1} of {len(sequence)}") as stage:
             result = answer_texts(runtime, front[i].point, context.encoder, part.encoded, on_batch=stage)
-        yield result.logits.argmax(1) != part.truth
+        yield part.task.differs(part.task.answers(result.logits), part.truth)
 
 
 def _describe_failure(settings: Settings, front: Sequence[MeasuredPoint], chosen: int, certificate: Certificate) -> str:

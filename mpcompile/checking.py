@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
+import dataclasses
+from dataclasses import dataclass, field
 
 from mpcompile.answer import answer_texts
 from mpcompile.certify import bound_drop
 from mpcompile.context import Context, TextPart, Texts
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.runtime import Runner
+from mpcompile.similarity import measure_similarity
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Checked:
         agreement: share of texts answered as the original does.
         certified_drop: upper bound on the loss, see `certify.bound_drop`.
         measured_on: what the shares were measured on.
+        similarity: see `similarity.measure_similarity`.
     """
 
     accuracy: float | None = None
@@ -29,6 +30,7 @@ class Checked:
     agreement: float | None = None
     certified_drop: float | None = None
     measured_on: str = "nothing"
+    similarity: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def check_point(
@@ -47,8 +49,7 @@ def check_point(
         checked = _compare(context, runtime, point, parts.certifying, "held-out texts")
     if test is not None:
         on_test = _compare(context, runtime, point, test, "test texts")
-        bound = checked.certified_drop
-        checked = Checked(on_test.accuracy, on_test.original_accuracy, on_test.agreement, bound, on_test.measured_on)
+        checked = dataclasses.replace(on_test, certified_drop=checked.certified_drop)
     return checked
 
 
@@ -56,14 +57,13 @@ def _compare(context: Context, runtime: Runner, point: OperatingPoint, part: Tex
     assert context.encoder is not None
     with context.progress.stage(f"answers of the result ({name})") as stage:
         result = answer_texts(runtime, point, context.encoder, part.encoded, on_batch=stage)
-    answers = result.logits.argmax(1)
-    original, truth = part.original_answer, part.truth
-    accuracy = None if part.labels is None else float(np.mean(answers == truth))
-    original_loss = None if part.labels is None else original != truth
+    task, answers = part.task, part.task.answers(result.logits)
+    lost, original_lost = task.differs(answers, part.truth), task.differs(part.original_answer, part.truth)
     return Checked(
-        accuracy=accuracy,
-        original_accuracy=None if part.labels is None else float(np.mean(original == truth)),
-        agreement=float(np.mean(answers == original)),
-        certified_drop=bound_drop(answers != truth, original_loss, context.settings.confidence),
+        accuracy=float(1.0 - lost.mean()) if part.has_accuracy else None,
+        original_accuracy=float(1.0 - original_lost.mean()) if part.has_accuracy else None,
+        agreement=float(1.0 - task.differs(answers, part.original_answer).mean()),
+        certified_drop=bound_drop(lost, original_lost if part.has_accuracy else None, context.settings.confidence),
         measured_on=f"{len(part.encoded)} {name}",
+        similarity=measure_similarity(task, answers, part.original_answer, part.labels),
     )

@@ -86,7 +86,7 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart, target_
         part: texts for choosing, with the original's answers.
         target_gain: speed that is wanted, times that of the unpruned engine.
     """
-    exits = _exits(context) if context.settings.adapt == "frozen" else ()
+    exits = _exits(context) if context.settings.adapt == "frozen" and context.task.has_exits else ()
     collector = _Collector(context, exits, part)
     plain = KeepSchedule(collector.prune_layers, (1.0,) * len(collector.prune_layers))
     trained = _train(context, collector.collect(plain)) if exits else None
@@ -94,8 +94,10 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart, target_
     for schedule in collector.schedules:
         features = collector.collect(schedule)
         logits = trained.predict_held_out(features.pooled) if trained else {}
-        held_out.append(HeldOut.from_logits(schedule, {**logits, context.captured.num_layers: features.logits}))
-    pricer = Pricer(part.truth, part.lengths, cost, context.settings.batch_size, context.precision)
+        logits = {**logits, context.captured.num_layers: features.logits}
+        held_out.append(HeldOut.from_logits(schedule, logits, part.task))
+    size = context.settings.batch_size
+    pricer = Pricer(part.truth, part.lengths, cost, size, context.precision, part.task)
     if context.settings.trials:
         held_out += _search_schedules(context, collector, trained, held_out, pricer, target_gain)
     with context.progress.stage("search operating points") as stage:
@@ -150,7 +152,7 @@ class HeldOutAnswers:
             features = self._collector.run(schedule, index)
             logits = {} if self._trained is None else self._trained.predict_held_out(features.pooled, index)
             logits[self._context.captured.num_layers] = features.logits
-            return HeldOut.from_logits(schedule, logits).to_arrays()
+            return HeldOut.from_logits(schedule, logits, self._context.task).to_arrays()
 
         return HeldOut.from_arrays(schedule, self._context.store.fetch(key, compute))
 
@@ -202,7 +204,7 @@ def _with_prunes(point: OperatingPoint, layers: tuple[int, ...]) -> OperatingPoi
 def _train(context: Context, features: Features) -> TrainedHeads:
     num_folds = 4 if len(features.logits) >= 64 else 2
     with context.progress.stage("train exit heads") as stage:
-        return train_exit_heads(features.pooled, features.logits, num_folds, context.settings.seed, stage)
+        return train_exit_heads(features.pooled, features.logits, num_folds, context.settings.seed, stage, context.task)
 
 
 def _exits(context: Context) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""`optimize`: from a fine-tuned classifier to a compiled one, stage by stage."""
+"""`optimize`: from a fine-tuned model to a compiled one, stage by stage."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import numpy as np
 
 from mpcompile.backends import find_backend
 from mpcompile.build import build_plans, make_runtime
-from mpcompile.capture import capture
+from mpcompile.capture import capture, find_task
 from mpcompile.certifying import certify_front, check_amount
 from mpcompile.checking import Checked, check_point
 from mpcompile.choosing import Chosen, choose_from_texts, choose_without_texts, measure_cost_model
 from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
-from mpcompile.data import Examples, load_examples
+from mpcompile.data import Examples, Label, load_examples
 from mpcompile.errors import SettingError
 from mpcompile.front import Choice, MeasuredPoint, choose_point
+from mpcompile.labels import check_labels
 from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_engine_gain, measure_front
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.packing import find_versions, head_weights, pack_model
@@ -56,7 +57,7 @@ def optimize(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Any = None,
-    labels: Sequence[str | int] | None = None,
+    labels: Sequence[Label] | None = None,
     test: Any = None,
     max_drop: float | None = None,
     confidence: float = 0.95,
@@ -74,19 +75,24 @@ def optimize(
     trials: int = 0,
     storage: str | Path | None = None,
 ) -> OptimizedModel:
-    """Compiles a fine-tuned encoder into the same classifier doing less work per input.
+    """Compiles a fine-tuned encoder into the same model doing less work per input.
+
+    Classifiers of one label or several, regressions (rerankers of one logit among them) and encoders whose answer is
+    the mean over their tokens are taken, see `Task`. What has no classes is pruned and has no exits.
 
     Tokens are pruned between layers and easy inputs exit early (Magic Pyramid, He et al. 2021,
     arXiv 2111.00230). Killed runs resume: what was slow is found again in `cache_dir`.
 
     Args:
-        model: a transformers sequence classifier, a path to one or a hub id; left as it is.
+        model: a transformers sequence classifier or encoder, a path to one (a folder of sentence-transformers, too) or
+            a hub id; left as it is.
         target_speedup: measured time of `model` as passed in over time of the result, on this machine and
             workload; 1 to 100. The point that loses least among those that reach it is taken.
         tokenizer: found beside the model when it is a path or id.
         texts: unlabelled or labelled texts of the domain: strings, pairs, a datasets.Dataset, or a path to csv,
             jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown.
-        labels: class names or ids of `texts`; with them accuracy is measured, without them agreement.
+        labels: class names or ids of `texts`, lists of them where several hold, or scores; with classes accuracy is
+            measured, without them agreement.
         test: labelled texts that are read once, at the end, for the report.
         max_drop: loss that is allowed, such as 0.005: half of the texts are then held out, and a point is only
             returned when they show that it loses no more (`certify`).
@@ -125,13 +131,17 @@ def optimize(
         missing = "labels" if labels is not None else f"max_drop={max_drop:g}"
         raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
     examples = None if texts is None else load_examples(texts, labels)
-    if examples is not None:
-        check_amount(settings, len(examples), examples.labels is not None)
     test_examples = None if test is None else load_examples(test, name="test")
     original = open_original(model, tokenizer)
+    _check_labels(original, {"texts": examples, "test": test_examples})
+    if examples is not None:
+        has_classes = find_task(original.model).has_classes
+        check_amount(settings, len(examples), examples.labels is not None and has_classes)
     with StageProgress(progress) as bars, original.evaluating():
         context = open_context(original, settings, bars)
         parts = None if examples is None else _ask_about(context, split_texts(context, examples))
+        if parts is not None:
+            context = dataclasses.replace(context, task=parts.choosing.task)
         test_part = None
         if test_examples is not None:
             test_part = ask_original(context, encode_examples(context, test_examples, "test"), "test texts")
@@ -166,7 +176,7 @@ def open_context(original: Original, settings: Settings, bars: StageProgress) ->
             f"precision: {precision!r}; backend {found.name!r} runs {', '.join(native)} natively on this machine"
         )
     with bars.stage("capture"):
-        captured = capture(original.model)
+        captured = capture(original.model, original.pooling.normalise)
         encoder = None
         if original.tokenizer is not None:
             encoder = TextEncoder.from_transformers(original.tokenizer, captured.max_length)
@@ -181,6 +191,7 @@ def open_context(original: Original, settings: Settings, bars: StageProgress) ->
             store=Store(settings.cache_dir),
             progress=bars,
             digest=original.digest(),
+            task=captured.task,
         )
 
 
@@ -210,12 +221,20 @@ def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, par
     return _Built(Systems(context, workload, unpruned, runtime, num_threads), tuple(plans), length)
 
 
+def _check_labels(original: Original, given: dict[str, Examples | None]) -> None:
+    task, names = find_task(original.model), original.model.config.id2label or {}
+    id2label = {int(i): str(name) for i, name in names.items()}
+    for name, examples in given.items():
+        if examples is not None:
+            check_labels(examples, task, id2label, f"labels of {name}")
+
+
 def _ask_about(context: Context, parts: Texts) -> Texts:
     """What the original answers to all texts, before anything is done to its weights."""
-    return Texts(
-        choosing=ask_original(context, parts.choosing, "choosing"),
-        certifying=ask_original(context, parts.certifying, "held-out texts"),
-    )
+    choosing = ask_original(context, parts.choosing, "choosing")
+    certifying = ask_original(context, parts.certifying, "held-out texts")
+    task = context.task.calibrated(choosing.original_answer)
+    return Texts(dataclasses.replace(choosing, task=task), dataclasses.replace(certifying, task=task))
 
 
 def _choosing(parts: Texts | None) -> TextPart | None:
@@ -261,6 +280,8 @@ def _report(
         notes.append("no texts were given: no exits were trained, and what pruning costs in accuracy is unknown")
     elif examples is not None and len(examples) > context.settings.max_texts:
         notes.append(f"{context.settings.max_texts} of {len(examples)} texts were drawn (max_texts)")
+    if not context.task.has_exits:
+        notes.append(context.task.explain_no_exits())
     notes.extend(_busy_notes())
     lengths = parts.choosing.lengths if parts is not None else np.array([built.length])
     return Report(
@@ -293,6 +314,7 @@ def _report(
         },
         machine=describe_machine(context),
         notes=tuple(notes),
+        similarity=checked.similarity,
         max_drop=context.settings.max_drop,
         held_out=0 if parts is None else len(parts.certifying.encoded),
     )
@@ -316,6 +338,7 @@ def _add_pictures(report: Report, context: Context, built: _Built, chosen: Chose
             "name": Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name,
             "num_layers": num_layers,
             "num_labels": context.captured.num_labels,
+            "task": context.task.kind,
         },
         pyramid=count_pyramid(lengths, exit_layer, point, num_layers),
         samples=samples,

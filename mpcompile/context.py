@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.capture import CapturedModel
-from mpcompile.data import Examples, labels_to_ids
+from mpcompile.data import Examples
 from mpcompile.errors import DataError, SettingError
+from mpcompile.labels import read_labels
 from mpcompile.progress import StageProgress
 from mpcompile.segment import Backend, BuildConfig
 from mpcompile.settings import Settings
 from mpcompile.source import Original
 from mpcompile.store import Store
+from mpcompile.task import Task
 from mpcompile.text import TextEncoder, TokenIds
 
 MIN_TEXTS = 16
@@ -34,6 +36,7 @@ class Context:
         store: for slow results.
         progress: draws the stages.
         digest: SHA-256 of the model.
+        task: what the model answers; of a regression with the tolerance that the texts for choosing give.
     """
 
     settings: Settings
@@ -46,6 +49,7 @@ class Context:
     store: Store
     progress: StageProgress
     digest: str
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -67,27 +71,33 @@ class TextPart:
 
     Attributes:
         encoded: tokens of each.
-        labels: class ids (N,), None when unknown.
+        labels: as `labels.read_labels` gives them, None when unknown.
         examples: the texts as they were given.
         original: logits of the original on them (N, C), None until it was asked (`reference.ask_original`).
+        task: what they mean.
     """
 
     encoded: tuple[TokenIds, ...]
     labels: np.ndarray | None
+    task: Task
     examples: Examples | None = None
     original: np.ndarray | None = None
 
     @property
     def original_answer(self) -> np.ndarray:
-        """Class ids that the original answers, (N,)."""
+        """What the original answers, see `Task.answers`."""
         assert self.original is not None
-        answer: np.ndarray = self.original.argmax(1)
-        return answer
+        return self.task.answers(self.original)
 
     @property
     def truth(self) -> np.ndarray:
-        """What answers are measured against: the labels, or where there are none the original's answers, (N,)."""
-        return self.original_answer if self.labels is None else self.labels
+        """What answers are measured against: labels that are classes, else the original's answers."""
+        return self.labels if self.labels is not None and self.task.has_classes else self.original_answer
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether labels say which answers are right."""
+        return self.labels is not None and self.task.has_classes
 
     @property
     def lengths(self) -> np.ndarray:
@@ -99,11 +109,11 @@ class TextPart:
         labels = None if self.labels is None else self.labels[index]
         examples = None if self.examples is None else self.examples.take(index)
         original = None if self.original is None else self.original[index]
-        return TextPart(tuple(self.encoded[i] for i in index), labels, examples, original)
+        return TextPart(tuple(self.encoded[i] for i in index), labels, self.task, examples, original)
 
 
 def encode_examples(context: Context, examples: Examples, name: str) -> TextPart:
-    """Tokenizes examples and maps their labels to class ids.
+    """Tokenizes examples and reads their labels.
 
     Raises:
         SettingError: when no tokenizer is known.
@@ -113,10 +123,9 @@ def encode_examples(context: Context, examples: Examples, name: str) -> TextPart
         raise SettingError(
             f"tokenizer: none found beside {context.original.name}, and {name} need one; pass tokenizer=..."
         )
-    labels = None
-    if examples.labels is not None:
-        labels = labels_to_ids(examples.labels, context.captured.id2label, f"labels of {name}")
-    return TextPart(tuple(context.encoder.encode(examples.texts, examples.text_pairs)), labels, examples)
+    labels = read_labels(examples, context.task, context.captured.id2label, f"labels of {name}")
+    encoded = tuple(context.encoder.encode(examples.texts, examples.text_pairs))
+    return TextPart(encoded, labels, context.task, examples)
 
 
 def count_held_out(settings: Settings, used: int) -> int:

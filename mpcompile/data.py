@@ -3,8 +3,8 @@
 Shapes: N is the number of examples.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeGuard, runtime_checkable
 
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from mpcompile.data_files import COLUMNS, Table, check_columns, read_table
 from mpcompile.errors import DataError
 
-Label = str | int
+Label = str | int | float | tuple[str | int | float, ...]
+"""The name or id of a class, a score, or several of one of them."""
 
 _SOURCES = (
     "a list of strings, a list of (string, string) pairs, a datasets.Dataset, "
@@ -32,27 +33,31 @@ class Examples:
     Attributes:
         texts: (N,) the only or first text of each example.
         text_pairs: (N,) the second text of each example, or None when the examples are single texts.
-        labels: (N,) as read, before ``labels_to_ids``; None when unknown.
+        labels: (N,) as read, before ``mpcompile.labels.read_labels``; None when unknown.
+        place: tells a reader where a row's label stands, e.g. ``reviews.csv, line 7``; None when it is not known.
     """
 
     texts: tuple[str, ...]
     text_pairs: tuple[str, ...] | None = None
     labels: tuple[Label, ...] | None = None
+    place: Callable[[int], str] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for field, values in (("text_pairs", self.text_pairs), ("labels", self.labels)):
+        for name, values in (("text_pairs", self.text_pairs), ("labels", self.labels)):
             if values is not None and len(values) != len(self.texts):
-                raise DataError(f"{field}: {len(values)} for {len(self.texts)} texts. Give one for each text.")
+                raise DataError(f"{name}: {len(values)} for {len(self.texts)} texts. Give one for each text.")
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "Examples":
         """Returns the examples at these positions, in this order."""
+        place = self.place
         return Examples(
             texts=tuple(self.texts[i] for i in indices),
             text_pairs=None if self.text_pairs is None else tuple(self.text_pairs[i] for i in indices),
             labels=None if self.labels is None else tuple(self.labels[i] for i in indices),
+            place=None if place is None else lambda row: place(int(indices[row])),
         )
 
 
@@ -87,11 +92,13 @@ def load_examples(source: object, labels: object = None, name: str = "texts") ->
     if len(given) != len(examples):
         raise DataError(f"labels: {len(given)} labels for {len(examples)} {name}. Give one label for each text.")
     checked = tuple(_check_label(label, f"labels[{row}]") for row, label in enumerate(given))
-    return Examples(examples.texts, examples.text_pairs, checked)
+    return Examples(examples.texts, examples.text_pairs, checked, lambda row: f"labels[{row}]")
 
 
 def labels_to_ids(
-    labels: Sequence[Label] | npt.NDArray[np.int64], id2label: Mapping[int, str], name: str = "labels"
+    labels: Sequence[Label] | npt.NDArray[np.int64],
+    id2label: Mapping[int, str],
+    name: str | Callable[[int], str] = "labels",
 ) -> npt.NDArray[np.int64]:
     """Maps labels to the class ids of a model.
 
@@ -101,7 +108,7 @@ def labels_to_ids(
     Args:
         labels: (N,) class names, or class ids as numbers or digits.
         id2label: the model's ``config.id2label``.
-        name: what error messages call ``labels``.
+        name: what error messages call ``labels``, or each of them.
 
     Returns:
         (N,) class ids.
@@ -119,11 +126,12 @@ def labels_to_ids(
         known = {**by_id, **by_name}
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         if key not in known or isinstance(label, bool):
-            raise DataError(f"{name}[{row}]: {_shorten(label)} is not a class of the model. {_explain(key, by_name)}")
+            place = name(row) if callable(name) else f"{name}[{row}]"
+            raise DataError(f"{place}: {shorten(label)} is not a class of the model. {explain_classes(key, by_name)}")
     return np.array([known[key] for key in keys], dtype=np.int64)
 
 
-def _explain(key: str, by_name: Mapping[str, int]) -> str:
+def explain_classes(key: str, by_name: Mapping[str, int]) -> str:
     """Says which labels the model has, and what to do about one that it has not."""
     shown = ", ".join(repr(class_name) for class_name in list(by_name)[:_MAX_CLASSES_SHOWN])
     more = ", ..." if len(by_name) > _MAX_CLASSES_SHOWN else ""
@@ -145,7 +153,7 @@ def _to_table(source: object, name: str) -> Table:
         return read_table(Path(source))
     if isinstance(source, str):
         raise DataError(
-            f"{name}: the string {_shorten(source)} is neither a list of texts nor an existing file. Give {_SOURCES}; "
+            f"{name}: the string {shorten(source)} is neither a list of texts nor an existing file. Give {_SOURCES}; "
             f"a single text goes in a list."
         )
     if isinstance(source, list | tuple):
@@ -174,7 +182,7 @@ def _table_from_list(source: Sequence[object], name: str) -> Table:
         if not isinstance(item, str) and not _is_pair(item):
             size = f" of {len(item)}" if isinstance(item, list | tuple) else ""
             raise DataError(
-                f"{place(row)}: a {type(item).__name__}{size} ({_shorten(item)}), expected a string or two strings."
+                f"{place(row)}: a {type(item).__name__}{size} ({shorten(item)}), expected a string or two strings."
             )
         if pairs and isinstance(item, str) == _is_pair(source[0]):
             kind, first_kind = ("single text", "pair") if isinstance(item, str) else ("pair", "single text")
@@ -207,7 +215,7 @@ def _to_sequence(values: object, name: str) -> Sequence[object]:
         return values
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         return list(values)
-    raise DataError(f"{name}: a {type(values).__name__} ({_shorten(values)}), expected a list.")
+    raise DataError(f"{name}: a {type(values).__name__} ({shorten(values)}), expected a list.")
 
 
 def _from_table(table: Table) -> Examples:
@@ -219,12 +227,12 @@ def _from_table(table: Table) -> Examples:
     labels = None
     if "label" in table.columns:
         labels = tuple(_check_label(value, table.place(row)) for row, value in enumerate(table.columns["label"]))
-    return Examples(columns["text"], columns.get("text_pair"), labels)
+    return Examples(columns["text"], columns.get("text_pair"), labels, table.place)
 
 
 def _check_text(value: object, column: str, place: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: {column} is a {type(value).__name__} ({_shorten(value)}), expected a string.")
+        raise DataError(f"{place}: {column} is a {type(value).__name__} ({shorten(value)}), expected a string.")
     if not value.isascii():
         try:
             value.encode("utf-8")
@@ -237,21 +245,35 @@ def _check_text(value: object, column: str, place: str) -> str:
 
 
 def _check_label(value: object, place: str) -> Label:
+    """A label of whatever kind; what the model makes of it is judged in ``mpcompile.labels``."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(_check_flag_or_label(item, place) for item in value)
     if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{place}: the label is empty. Fill it in, or remove the row or the whole label column.")
         return str(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value)
     raise DataError(
-        f"{place}: the label is a {type(value).__name__} ({_shorten(value)}), expected the name or id of a class."
+        f"{place}: the label is a {type(value).__name__} ({shorten(value)}), expected the name or id of a class, a "
+        "score, or a list of them."
     )
+
+
+def _check_flag_or_label(value: object, place: str) -> str | int | float:
+    """One of several labels; a boolean says whether the label at its position holds."""
+    if isinstance(value, bool | np.bool_):
+        return float(value)
+    label = _check_label(value, place)
+    if isinstance(label, tuple):
+        raise DataError(f"{place}: the label is a list of lists ({shorten(value)}), expected names, ids or scores.")
+    return label
 
 
 def _describe(source: object, name: str) -> str:
     return str(source) if isinstance(source, str | Path) else name
 
 
-def _shorten(value: object) -> str:
+def shorten(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= _MAX_VALUE_CHARS else shown[: _MAX_VALUE_CHARS - 3] + "..."

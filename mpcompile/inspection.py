@@ -17,6 +17,7 @@ from mpcompile.backends import BACKENDS, find_backend
 from mpcompile.errors import MpcompileError
 from mpcompile.report import Report
 from mpcompile.tables import render
+from mpcompile.task import Task
 
 PACKAGES = ("mpcompile", "openvino", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -46,8 +47,9 @@ def describe_artifact(directory: Path) -> str:
             str(segment["index"]), str(segment["exit_layer"]), prunes, segment["precision"], f"{size / 2**20:.1f}"
         )
     labels = ", ".join(list(values["signature"]["id2label"].values())[:10])
+    task = Task.from_json(values["signature"]["task"])
     total = sum(values["bytes"].values()) / 2**20
-    lines = f"{directory}: {total:.0f} MiB, {values['signature']['num_labels']} classes ({labels})"
+    lines = f"{directory}: {total:.0f} MiB, {task.describe_outputs()}{f' ({labels})' if labels else ''}"
     return f"{lines}\n{render(table, width=120)}\n{Report.from_json(values['report'])}"
 
 

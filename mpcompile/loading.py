@@ -142,12 +142,14 @@ def load_sources(path: Path) -> Sources:
     from mpcompile.source import open_original
     from passes import ExitHead
 
-    captured = capture(open_original(path / MODEL, None).model)
+    original = open_original(path / MODEL, None)
+    captured = capture(original.model, original.pooling.normalise)
     weights, heads = load_file(path / EXITS), {}
     for layer in sorted({int(name.split(".")[0]) for name in weights}):
         state = {name.split(".", 1)[1]: value for name, value in weights.items() if name.startswith(f"{layer}.")}
         width = state["hidden.weight"].shape[0]
-        heads[layer] = ExitHead(captured.hidden_size, captured.num_labels, width).eval().requires_grad_(False)
+        head = ExitHead(captured.hidden_size, captured.num_labels, width, captured.task.kind == "multi_label")
+        heads[layer] = head.eval().requires_grad_(False)
         heads[layer].load_state_dict(state)
     return Sources(captured, heads)
 

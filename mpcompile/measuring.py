@@ -170,8 +170,9 @@ def _losses(candidate: Candidate, part: TextPart | None) -> tuple[float | None, 
     """Accuracy, agreement and drop on the texts for choosing."""
     if part is None:
         return None, None, None
-    agreement = float((candidate.answer == part.original_answer).mean())
-    if part.labels is None:
+    differs = part.task.differs
+    agreement = float(1.0 - differs(candidate.answer, part.original_answer).mean())
+    if not part.has_accuracy:
         return None, agreement, 1.0 - agreement
-    accuracy = float((candidate.answer == part.labels).mean())
-    return accuracy, agreement, float((part.original_answer == part.labels).mean()) - accuracy
+    accuracy = float(1.0 - differs(candidate.answer, part.truth).mean())
+    return accuracy, agreement, float(1.0 - differs(part.original_answer, part.truth).mean()) - accuracy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,22 @@ import numpy as np
 from mpcompile.answer import answer_texts
 from mpcompile.errors import DataError, SettingError
 from mpcompile.front import MeasuredPoint, check_target, choose_point
+from mpcompile.predictions import Fields, Predictions, read_predictions
 from mpcompile.report import Report
 from mpcompile.requests import ModelSignature, check_request
 from mpcompile.runtime import Runner, RunResult
+from mpcompile.task import Task
 from mpcompile.text import TextEncoder
 
 logger = logging.getLogger(__name__)
 
 
-class _Fields:
-    """Attributes that are also read like a Hugging Face output or pipeline result: `x["name"]`."""
-
-    def __getitem__(self, key: str | int) -> Any:
-        return list(vars(self).values())[key] if isinstance(key, int) else getattr(self, key)
-
-    def keys(self) -> Iterator[str]:
-        """Names of the fields."""
-        return iter(vars(self))
-
-
 @dataclass(frozen=True)
-class ClassifierOutput(_Fields):
+class ClassifierOutput(Fields):
     """Answers in the order asked; torch tensors where the request was torch.
 
     Attributes:
-        logits: (B, C).
+        logits: (B, C); of a model of vectors, these.
         exit_layer: encoder layers that each example ran, (B,).
         tokens_kept: tokens that each example had left when it was answered, (B,).
     """
@@ -48,23 +39,8 @@ class ClassifierOutput(_Fields):
     tokens_kept: Any
 
 
-@dataclass(frozen=True)
-class Prediction(_Fields):
-    """Answer to one text.
-
-    Attributes:
-        label: class name.
-        score: its probability.
-        exit_layer: encoder layers run.
-    """
-
-    label: str
-    score: float
-    exit_layer: int
-
-
 class OptimizedModel:
-    """A classifier that does less work per input.
+    """A model that does less work per input.
 
     Made by `mpcompile.optimize` and `mpcompile.load`. Calls from several threads are answered one by one.
 
@@ -105,6 +81,11 @@ class OptimizedModel:
     def id2label(self) -> dict[int, str]:
         """Class names by id."""
         return dict(self._signature.id2label)
+
+    @property
+    def task(self) -> Task:
+        """What it answers."""
+        return self._signature.task
 
     def set_speedup(self, target_speedup: float) -> MeasuredPoint:
         """Changes to another point of the front; nothing is rebuilt.
@@ -157,8 +138,11 @@ class OptimizedModel:
 
     def predict(
         self, texts: Sequence[str | tuple[str, str]], text_pairs: Sequence[str] | None = None, batch_size: int = 32
-    ) -> list[Prediction]:
+    ) -> Predictions:
         """Answers texts, or pairs of texts, in the order given.
+
+        A `Prediction` each: label, score and exit_layer. Where several labels may hold a `MultiLabelPrediction`:
+        labels and scores of those over 0.5. Of a regression a `ScorePrediction`: score.
 
         Args:
             texts: strings, or pairs of strings; longer ones than the model reads are truncated.
@@ -166,17 +150,26 @@ class OptimizedModel:
             batch_size: examples that run together; texts of alike lengths share a batch.
 
         Raises:
-            SettingError: when no tokenizer is known.
+            SettingError: when no tokenizer is known, or the answers are vectors, see `encode`.
             DataError: when there are no texts or something is not a string.
         """
+        if self.task.kind == "embedding":
+            raise SettingError("predict: this model gives vectors; call .encode(texts)")
         logits, exit_layer = self.classify(texts, text_pairs, batch_size)
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        probability = shifted / shifted.sum(1, keepdims=True)
-        best = probability.argmax(1)
-        return [
-            Prediction(self._signature.id2label[int(k)], float(probability[i, k]), int(exit_layer[i]))
-            for i, k in enumerate(best)
-        ]
+        return read_predictions(self.task, self._signature.id2label, logits, exit_layer)
+
+    def encode(
+        self, texts: Sequence[str | tuple[str, str]], text_pairs: Sequence[str] | None = None, batch_size: int = 32
+    ) -> np.ndarray:
+        """Vectors (N, D) fp32 of texts, in the order given; of unit length where the original's are. See `predict`.
+
+        Raises:
+            SettingError: when no tokenizer is known, or the answers are no vectors.
+            DataError: when there are no texts or something is not a string.
+        """
+        if self.task.kind != "embedding":
+            raise SettingError(f"encode: this model is {self.task.describe_kind()}; call .predict(texts)")
+        return self.classify(texts, text_pairs, batch_size)[0]
 
     def classify(
         self, texts: Sequence[str | tuple[str, str]], text_pairs: Sequence[str] | None = None, batch_size: int = 32

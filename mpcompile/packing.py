@@ -23,6 +23,7 @@ from mpcompile.pictures.page import PAGE, write_page_maybe
 from mpcompile.report import Report
 from mpcompile.requests import ModelSignature
 from mpcompile.runtime import Runner
+from mpcompile.sentence import Pooling, write_pooling
 from passes import ExitHead
 
 if TYPE_CHECKING:
@@ -35,12 +36,19 @@ def pack_model(
     """Writes the artifact into a temporary directory, which goes when the returned model does."""
     captured = context.captured
     signature = ModelSignature(
-        captured.input_names, captured.num_labels, captured.max_length, captured.vocab_size, captured.id2label
+        captured.input_names,
+        captured.num_labels,
+        captured.max_length,
+        captured.vocab_size,
+        captured.id2label,
+        context.task,
     )
     directory = Path(tempfile.mkdtemp(prefix="mpcompile-"))
     try:
         write_plans(directory, plans)
         _save_original(context.original.model, directory / MODEL)
+        if context.task.kind == "embedding":
+            write_pooling(directory / MODEL, _pooling(context), captured.hidden_size)
         save_file(head_weights(heads), directory / EXITS)
         if context.encoder is not None:
             context.encoder.save(directory)
@@ -63,6 +71,12 @@ def pack_model(
         raise
     weakref.finalize(model, shutil.rmtree, directory, ignore_errors=True)
     return model
+
+
+def _pooling(context: Context) -> Pooling:
+    """That of the original, as its encoder lies in the folder itself and reads as much as our tokenizer gives."""
+    length = None if context.encoder is None else context.encoder.max_length
+    return Pooling(context.original.pooling.normalise, max_length=length)
 
 
 def _save_original(model: PreTrainedModel, directory: Path) -> None:

@@ -12,6 +12,7 @@ from mpcompile.front import MeasuredPoint
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.pictures.records import PyramidLayer, SampleText
 from mpcompile.tables import render
+from mpcompile.task import Task
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class Report:
         notes: warnings, fallbacks and what was left out.
         max_drop: loss that was allowed, None when no limit was given.
         held_out: texts that the bound and the certificate come from.
-        model: name, number of encoder layers and of classes.
+        model: name, task, number of encoder layers and of outputs.
         pyramid: what runs in each encoder layer at the chosen point.
         samples: some texts, traced token by token; empty without texts.
+        similarity: correlations of scores or cosines of vectors, see `similarity.measure_similarity`; empty of classes.
     """
 
     target_speedup: float
@@ -66,6 +68,12 @@ class Report:
     model: dict[str, Any] = field(default_factory=dict)
     pyramid: tuple[PyramidLayer, ...] = ()
     samples: tuple[SampleText, ...] = ()
+    similarity: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """What the model answers; where a report does not say, it is of a time that knew one kind alone."""
+        return Task(self.model.get("task", "single_label"), self.model.get("num_labels", 2))
 
     def with_notes(self, *notes: str) -> Report:
         """The report with more notes."""
@@ -119,10 +127,10 @@ class Report:
     def _accuracy(self) -> str:
         if self.agreement is None:
             return "unknown: no texts were given, so nothing was checked"
-        parts = [f"{100 * self.agreement:.2f}% answered as the original"]
+        parts = [f"{100 * self.agreement:.2f}% {self.task.describe_agreement()}"]
         if self.accuracy is not None and self.original_accuracy is not None:
             parts.insert(0, f"{100 * self.accuracy:.2f}%, original {100 * self.original_accuracy:.2f}%")
-        measured = f"{'; '.join(parts)}; on {self.measured_on}"
+        measured = "\n".join([f"{'; '.join(parts)}; on {self.measured_on}", *self._similarity()])
         if self.certified_drop is None:
             return measured
         confidence = f"with {100 * self.confidence:g}% confidence"
@@ -135,6 +143,14 @@ class Report:
         what = "agreement with the original" if point.accuracy is None else "accuracy"
         certificate = f"{what} falls by at most {100 * self.max_drop:g} points {confidence} ({self.held_out:,} texts)"
         return f"{measured}\ncertified: {certificate}\n{bound}"
+
+    def _similarity(self) -> list[str]:
+        """A line per comparison, such as `with labels: pearson 0.912, spearman 0.899`."""
+        return [
+            f"{name.replace('_', ' ')}: {', '.join(f'{key} {value:.4f}' for key, value in values.items())}"
+            for name, values in self.similarity.items()
+            if values
+        ]
 
 
 def _front_table(points: tuple[MeasuredPoint, ...], chosen: int) -> Table:

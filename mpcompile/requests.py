@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpcompile.errors import InputError
+from mpcompile.task import Task
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,11 @@ class ModelSignature:
 
     Attributes:
         input_names: what segment 0 reads.
-        num_labels: C.
+        num_labels: C, outputs.
         max_length: tokens that the position table allows.
         vocab_size: rows of the token embedding.
         id2label: class names by id.
+        task: what the outputs mean.
     """
 
     input_names: tuple[str, ...]
@@ -28,6 +30,7 @@ class ModelSignature:
     max_length: int
     vocab_size: int
     id2label: dict[int, str]
+    task: Task
 
 
 def check_request(signature: ModelSignature, request: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpcompile.errors import CaptureError, SettingError
+from mpcompile.sentence import Pooling, is_encoder, pool_mean, read_json_maybe, read_pooling_maybe
 from mpcompile.store import digest_arrays
 from mpcompile.timing import measure_interleaved
 
@@ -26,18 +27,19 @@ class Original:
         model: as passed in; loaded in fp32 where a path or id was given.
         tokenizer: passed in or found beside it, None when there is none.
         name: for messages.
+        pooling: of an encoder without a head, which answers with the mean over the tokens of a text.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     name: str
+    pooling: Pooling = field(default=Pooling())
 
     def digest(self) -> str:
         """SHA-256 of its weights and config."""
         weights = {name: _to_numpy(value) for name, value in self.model.state_dict().items()}
-        return digest_arrays(
-            {**weights, "config": np.frombuffer(self.model.config.to_json_string().encode(), np.uint8)}
-        )
+        config = self.model.config.to_json_string() + ("normalised" if self.pooling.normalise else "")
+        return digest_arrays({**weights, "config": np.frombuffer(config.encode(), np.uint8)})
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -51,7 +53,10 @@ class Original:
                 module.training = training
 
     def run(self, batch: dict[str, Any], num_threads: int | None = None) -> np.ndarray:
-        """Logits (B, C) of tensors ready for it, on so many CPU threads (None: as torch is set)."""
+        """Logits (B, C) of tensors ready for it, on so many CPU threads (None: as torch is set).
+
+        Of an encoder without a head, the vectors (B, D).
+        """
         import torch
 
         before = torch.get_num_threads()
@@ -59,7 +64,13 @@ class Original:
             torch.set_num_threads(num_threads or before)
         try:
             with torch.inference_mode():
-                logits: np.ndarray = self.model(**batch).logits.float().cpu().numpy()
+                outputs = self.model(**batch)
+                if is_encoder(self.model):
+                    hidden = outputs.last_hidden_state.float()
+                    answer = pool_mean(hidden, batch["attention_mask"], self.pooling.normalise)
+                else:
+                    answer = outputs.logits.float()
+            logits: np.ndarray = answer.cpu().numpy()
             return logits
         finally:
             if torch.get_num_threads() != before:
@@ -91,14 +102,15 @@ def open_original(model: PreTrainedModel | str | Path, tokenizer: PreTrainedToke
     """Loads what is not loaded yet.
 
     Raises:
-        CaptureError: when a path or id holds no sequence classifier.
+        CaptureError: when a path or id holds no sequence classifier and no encoder.
         SettingError: when the model is none of the three.
     """
     if isinstance(model, str | Path):
         return _open_path(str(model), tokenizer)
     if not hasattr(model, "config"):
         raise SettingError(
-            f"model: got {type(model).__name__}; expected a transformers sequence classifier, a path to one or a hub id"
+            f"model: got {type(model).__name__}; expected a transformers sequence classifier or encoder, a path to one "
+            "or a hub id"
         )
     if tokenizer is None:
         place = str(getattr(model, "name_or_path", "") or "")
@@ -108,26 +120,55 @@ def open_original(model: PreTrainedModel | str | Path, tokenizer: PreTrainedToke
 
 def _open_path(place: str, tokenizer: PreTrainedTokenizerBase | None) -> Original:
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     if place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
         raise CaptureError(f"{place}: no such folder; expected one with config.json and model.safetensors, or a hub id")
     path = Path(place).expanduser()
     where = str(path) if path.is_dir() else place
+    loader, pooling = _find_loader(where)
+    folder = {"subfolder": pooling.subfolder} if pooling.subfolder else {}
     try:
         # fp32, whatever was saved: the original is timed in what it runs fastest in on a CPU.
-        model = AutoModelForSequenceClassification.from_pretrained(where, dtype=torch.float32)
+        model = loader.from_pretrained(where, dtype=torch.float32, **folder)
     except Exception as error:  # transformers raises whatever hub, safetensors and the config raise
-        raise CaptureError(f"{place}: cannot load a sequence classifier from there: {error}") from error
+        raise CaptureError(f"{place}: cannot load a sequence classifier or encoder from there: {error}") from error
     model.eval()
-    return Original(model, tokenizer or _find_tokenizer_maybe(where), place)
+    tokenizer = tokenizer or _find_tokenizer_maybe(where, **folder)
+    if tokenizer is not None and pooling.max_length is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, pooling.max_length)
+    return Original(model, tokenizer, place, pooling)
 
 
-def _find_tokenizer_maybe(place: str) -> PreTrainedTokenizerBase | None:
+def _find_loader(place: str) -> tuple[Any, Pooling]:
+    """What loads a model: its config says whether it is a classifier or an encoder, or its modules.json does.
+
+    Raises:
+        CaptureError: when it is a model of another kind.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    config = read_json_maybe(place, "config.json") or {}
+    (architecture, *_) = config.get("architectures") or [""]
+    if architecture.endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification, Pooling()
+    pooling = read_pooling_maybe(place)
+    if pooling is not None:
+        return AutoModel, pooling
+    if architecture.endswith("Model"):
+        return AutoModel, Pooling()
+    if architecture:
+        raise CaptureError(
+            f"{place}: config.json says {architecture}; expected a ...ForSequenceClassification model, an encoder such "
+            "as BertModel or a folder of sentence-transformers"
+        )
+    return AutoModelForSequenceClassification, Pooling()
+
+
+def _find_tokenizer_maybe(place: str, **options: str) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **options)
     except Exception:  # whatever is missing there, the caller says so if texts need a tokenizer
         return None
     return tokenizer

@@ -7,6 +7,7 @@ from passes.canonicalize import Canonicalize
 from passes.encoder import EncoderLayer, find_layers
 from passes.insert_exit import ExitHead, InsertExit, TruncateAfterExit, find_exits
 from passes.pass_base import Pass, PassError, run_passes
+from passes.pool_tokens import PoolTokens
 from passes.prune_tokens import PruneTokens
 from passes.split_segments import split_segments
 from passes.tap_features import TapFeatures
@@ -19,6 +20,7 @@ __all__ = [
     "InsertExit",
     "Pass",
     "PassError",
+    "PoolTokens",
     "PruneTokens",
     "TapFeatures",
     "TruncateAfterExit",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from passes.encoder import find_hidden_after
-from passes.ops import normalised_entropy, pool_features
+from passes.ops import label_entropy, normalised_entropy, pool_features
 from passes.pass_base import Pass, PassError
 from passes.verify import verify
 
@@ -21,10 +21,12 @@ class ExitHead(nn.Module):
         hidden_size: D of the encoder.
         num_labels: C, classes.
         width: units of the hidden layer.
+        multi_label: whether each label holds or not by itself, instead of one of them alone.
     """
 
-    def __init__(self, hidden_size: int, num_labels: int, width: int = 128) -> None:
+    def __init__(self, hidden_size: int, num_labels: int, width: int = 128, multi_label: bool = False) -> None:
         super().__init__()
+        self.multi_label = multi_label
         self.hidden = nn.Linear(2 * hidden_size, width)
         self.activation = nn.GELU()
         self.output = nn.Linear(width, num_labels)
@@ -37,7 +39,7 @@ class ExitHead(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and normalised entropy (B,) of a hidden state (B, S, D) and its mask."""
         logits = self.classify(pool_features(hidden, mask))
-        return logits, normalised_entropy(logits)
+        return logits, label_entropy(logits) if self.multi_label else normalised_entropy(logits)
 
 
 class InsertExit(Pass):

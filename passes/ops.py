@@ -41,6 +41,31 @@ def normalised_entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
 
 
+def label_entropy(logits: Tensor) -> Tensor:
+    """Entropy of independent labels: (B, C) -> (B,), the largest binary entropy of sigmoid(logits) over ln 2.
+
+    A text is as unsure as its least sure label: it leaves only when every label is sure.
+    """
+    distance = logits.abs()  # H(p) = H(1 - p), and exp(-distance) cannot overflow
+    entropy = torch.nn.functional.softplus(-distance) + distance * torch.sigmoid(-distance)
+    return entropy.amax(-1) / math.log(2.0)
+
+
+def pool_tokens(hidden: Tensor, mask: Tensor, normalise: bool) -> Tensor:
+    """The mean over real tokens as one vector per text, (B, D).
+
+    Args:
+        hidden: hidden state (B, S, D).
+        mask: additive mask (B, 1, 1, S).
+        normalise: whether the vector is divided by its length.
+    """
+    weight = (mask[:, 0, 0, :, None] == 0).to(hidden.dtype)
+    mean = (hidden * weight).sum(1) / weight.sum(1)
+    if not normalise:
+        return mean
+    return mean / mean.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
 def take_tokens(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
     """Gathers whole token vectors: (B, S, D) -> (R, L, D).
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mpcompile.task import Task
 from passes import ExitHead
 
 LEARNING_RATE = 4e-3
@@ -58,6 +59,7 @@ def train_exit_heads(
     num_folds: int = 4,
     seed: int = 0,
     on_step: Callable[[float], None] = lambda _: None,
+    task: Task | None = None,
 ) -> TrainedHeads:
     """Distils the model's own answers into a head per off-ramp (Hinton et al. 2015).
 
@@ -70,13 +72,16 @@ def train_exit_heads(
         num_folds: parts for cross-fitting, at least 2.
         seed: of initialisation, order and folds.
         on_step: called after each step with the share of steps done, (0, 1].
+        task: whether one label holds (None: so) or each by itself.
     """
+    multi_label = task is not None and task.kind == "multi_label"
     layers = sorted(features)
     inputs = torch.from_numpy(np.stack([features[layer] for layer in layers]).astype(np.float32))
-    targets = torch.softmax(torch.from_numpy(teacher_logits.astype(np.float32)), dim=-1)
+    teacher = torch.from_numpy(teacher_logits.astype(np.float32))
+    targets = torch.sigmoid(teacher) if multi_label else torch.softmax(teacher, dim=-1)
     generator = torch.Generator().manual_seed(seed)
     folds = torch.randperm(len(targets), generator=generator) % num_folds
-    stack = HeadStack(inputs, num_folds + 1, targets.shape[-1], generator)
+    stack = HeadStack(inputs, num_folds + 1, targets.shape[-1], generator, multi_label)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
         _fit(stack, inputs, targets, folds, generator, on_step)
@@ -91,10 +96,14 @@ class HeadStack(nn.Module):
         variants: F + 1.
         num_labels: C.
         generator: of the initial weights.
+        multi_label: see `ExitHead`.
     """
 
-    def __init__(self, inputs: Tensor, variants: int, num_labels: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, inputs: Tensor, variants: int, num_labels: int, generator: torch.Generator, multi_label: bool = False
+    ) -> None:
         super().__init__()
+        self.multi_label = multi_label
         num_exits, _, size = inputs.shape
         width = ExitHead(size // 2, num_labels).hidden.out_features
         shape = (num_exits, variants)
@@ -127,7 +136,7 @@ class HeadStack(nn.Module):
     def extract(self, index: int) -> ExitHead:
         """The head of one off-ramp that was trained on all texts; it standardises in its own weights."""
         size, width = self.hidden_weight.shape[2:]
-        head = ExitHead(size // 2, self.output_weight.shape[-1], width)
+        head = ExitHead(size // 2, self.output_weight.shape[-1], width, self.multi_label)
         weight = self.hidden_weight[index, -1] / self.deviation[index, 0, :, None]
         head.hidden.weight.data = weight.T.detach().contiguous()
         head.hidden.bias.data = (self.hidden_bias[index, -1, 0] - self.mean[index, 0] @ weight).detach()
@@ -158,9 +167,17 @@ def _fit(
                 order = torch.cat([order, torch.randperm(count, generator=generator)])
             batch, order = order[:batch_size], order[batch_size:]
             trains_on = (folds[batch] != variants[:, None]).float()
-            loss = -(targets[batch] * torch.log_softmax(stack(inputs[:, batch]), dim=-1)).sum(-1) * trains_on
+            loss = _distillation_loss(stack(inputs[:, batch]), targets[batch], stack.multi_label) * trains_on
             optimizer.zero_grad(set_to_none=True)
             (loss.sum((0, 1)).mean()).backward()
             optimizer.step()
             schedule.step()
             on_step((step + 1) / steps)
+
+
+def _distillation_loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
+    """Cross-entropy with the teacher's probabilities (B, C), of each label by itself where several may hold."""
+    if multi_label:
+        by_label = nn.functional.binary_cross_entropy_with_logits(logits, targets.expand_as(logits), reduction="none")
+        return by_label.sum(-1)
+    return -(targets * torch.log_softmax(logits, dim=-1)).sum(-1)

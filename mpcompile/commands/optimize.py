@@ -12,8 +12,8 @@ from mpcompile.commands.output import show, silence_transformers
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    optimize = commands.add_parser("optimize", help="compile a fine-tuned classifier")
-    optimize.add_argument("model", help="folder of a Hugging Face classifier, or a hub id")
+    optimize = commands.add_parser("optimize", help="compile a fine-tuned classifier, regression or encoder")
+    optimize.add_argument("model", help="folder of a Hugging Face or sentence-transformers model, or a hub id")
     optimize.add_argument("--target-speedup", type=float, required=True, help="times the original, such as 8")
     optimize.add_argument("--out", type=Path, required=True, help="folder to write the artifact to")
     optimize.add_argument("--texts", help="csv, jsonl or parquet with a column text, maybe text_pair and label")

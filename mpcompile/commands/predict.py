@@ -14,7 +14,12 @@ def add(commands: Any) -> None:
     predict = commands.add_parser("predict", help="answer the texts of a file")
     predict.add_argument("directory", type=Path)
     predict.add_argument("file", help="csv, jsonl or parquet with a column text, maybe text_pair")
-    predict.add_argument("--out", type=Path, required=True, help="csv to write: label, score, exit_layer per text")
+    predict.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="csv to write: label, score, exit_layer per text, or its score, or vector",
+    )
     predict.add_argument("--batch-size", type=int, default=32)
     predict.add_argument("--speedup", type=float, help="another operating point than the one optimized for")
     predict.set_defaults(command=_run)
@@ -23,12 +28,16 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> None:
     import mpcompile
     from mpcompile.data import load_examples
+    from mpcompile.predictions import tabulate_predictions, tabulate_vectors
 
     examples = load_examples(options.file, name="file")
     optimized = mpcompile.load(options.directory)
     if options.speedup is not None:
         optimized.set_speedup(options.speedup)
-    predictions = optimized.predict(examples.texts, examples.text_pairs, options.batch_size)
-    rows = [(p.label, f"{p.score:.6f}", p.exit_layer) for p in predictions]
-    write_csv(options.out, [("label", "score", "exit_layer"), *rows])
-    show(f"{len(rows)} answers written to {options.out}")
+    if optimized.task.kind == "embedding":
+        rows = tabulate_vectors(optimized.encode(examples.texts, examples.text_pairs, options.batch_size))
+    else:
+        predictions = optimized.predict(examples.texts, examples.text_pairs, options.batch_size)
+        rows = tabulate_predictions(predictions, optimized.id2label)
+    write_csv(options.out, rows)
+    show(f"{len(examples)} answers written to {options.out}")

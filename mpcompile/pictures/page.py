@@ -190,7 +190,8 @@ def _quality_tile(report: Report) -> tuple[str, str, str]:
     if report.agreement is None:
         return "accuracy", "unknown", "no texts were given, so nothing was checked"
     if report.accuracy is None or report.original_accuracy is None:
-        return "answers as the original", f"{100 * report.agreement:.2f}%", f"of {report.measured_on}, without labels"
+        why = "without labels" if report.task.has_classes else report.task.describe_agreement()
+        return "answers as the original", f"{100 * report.agreement:.2f}%", f"of {report.measured_on}, {why}"
     detail = f"original {100 * report.original_accuracy:.2f}%, on {report.measured_on}"
     return "accuracy", f"{100 * report.accuracy:.2f}%", detail
 

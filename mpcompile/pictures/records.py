@@ -47,16 +47,19 @@ class SampleText:
         tokens: all that the model read, in order.
         is_truncated: whether the text goes on behind them.
         exit_layer: encoder layers run.
-        answer, score: class name and its probability.
-        original_answer: class name that the original gives.
+        answer: in words, such as the name of a class.
+        score: how sure it is: a probability, or of a vector the cosine with the original's; None of a score.
+        original_answer: what the original answers.
+        agrees: whether that counts as the same; None of an artifact that does not say, where the words are compared.
     """
 
     tokens: tuple[SampleToken, ...]
     is_truncated: bool
     exit_layer: int
     answer: str
-    score: float
+    score: float | None
     original_answer: str
+    agrees: bool | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleText:

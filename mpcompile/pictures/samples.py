@@ -15,7 +15,9 @@ from mpcompile.context import Context, TextPart
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.pictures.records import SampleText, SampleToken
 from mpcompile.pictures.trace import trace_tokens
+from mpcompile.predictions import describe_answers
 from mpcompile.runtime import Runner
+from mpcompile.task import Task, cosines
 
 NUM_SAMPLES = 8
 """Evenly from each exit; a text that the original answers differently may be one more."""
@@ -34,11 +36,12 @@ def trace_samples(context: Context, runtime: Runner, point: OperatingPoint, part
     assert context.encoder is not None
     assert part.examples is not None
     pool = part.take(np.arange(min(POOL_SIZE, len(part.encoded))))
-    original = pool.original_answer
     result = answer_texts(runtime, point, context.encoder, pool.encoded)
-    answer, names = result.logits.argmax(1), context.captured.id2label
-    samples = []
-    for i in pick_samples(result.exit_layer, pool.lengths, answer != original):
+    answer, original, task = pool.task.answers(result.logits), pool.original_answer, pool.task
+    differs = task.differs(answer, original)
+    words, original_words = (describe_answers(task, context.captured.id2label, given) for given in (answer, original))
+    scores, samples = _scores(task, result.logits, original), []
+    for i in pick_samples(result.exit_layer, pool.lengths, differs):
         exit_layer = int(result.exit_layer[i])
         inputs = context.encoder.pad([pool.encoded[i]])
         dropped_in = trace_tokens(runtime.segments, context.captured.num_labels, inputs, point, exit_layer)
@@ -46,10 +49,22 @@ def trace_samples(context: Context, runtime: Runner, point: OperatingPoint, part
         texts = [part.examples.texts[i]] if pairs is None else [part.examples.texts[i], pairs[i]]
         encoding = context.encoder.tokenizer.encode(texts[0], texts[1] if len(texts) == 2 else None)
         tokens = describe_tokens(encoding, texts, dropped_in)
-        score = float(np.exp(result.logits[i] - np.logaddexp.reduce(result.logits[i])).max())
         is_truncated = len(encoding.overflowing) > 0
-        samples.append(SampleText(tokens, is_truncated, exit_layer, names[answer[i]], score, names[original[i]]))
+        samples.append(
+            SampleText(tokens, is_truncated, exit_layer, words[i], scores[i], original_words[i], not bool(differs[i]))
+        )
     return tuple(samples)
+
+
+def _scores(task: Task, logits: np.ndarray, original: np.ndarray) -> list[float | None]:
+    """How sure each answer is: its probability, that of the least sure label, the cosine with the original's vector."""
+    if task.kind == "regression":
+        return [None] * len(logits)
+    if task.kind == "embedding":
+        return [float(cosine) for cosine in cosines(logits, original)]
+    if task.kind == "multi_label":
+        return [float(score) for score in np.exp(-np.logaddexp(0.0, -np.abs(logits).min(1)))]
+    return [float(score) for score in np.exp(logits.max(1) - np.logaddexp.reduce(logits, axis=1))]
 
 
 def pick_samples(exit_layer: np.ndarray, lengths: np.ndarray, differs: np.ndarray) -> list[int]:

@@ -23,11 +23,12 @@ def render_samples(samples: Sequence[SampleText], num_layers: int) -> str:
 
 def render_sample(sample: SampleText, num_layers: int) -> str:
     """One text: where it left and with which answer, then what each layer kept of it."""
-    agrees = sample.answer == sample.original_answer
+    agrees = sample.answer == sample.original_answer if sample.agrees is None else sample.agrees
+    sure = "" if sample.score is None else f"{100 * sample.score:.0f}% "
     original = "as the original" if agrees else f"original: {escape(sample.original_answer)}"
     header = (
         f'<span class="exit">{escape(_describe_exit(sample.exit_layer, num_layers))}</span> '
-        f"<b>{escape(sample.answer)}</b> {100 * sample.score:.0f}% "
+        f"<b>{escape(sample.answer)}</b> {sure}"
         f'<span class="{"agrees" if agrees else "differs"}">{original}</span>'
     )
     drops = sorted({token.dropped_in for token in sample.tokens if token.dropped_in is not None})

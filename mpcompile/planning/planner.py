@@ -59,9 +59,11 @@ class Planner:
         cost: of a model on a device.
         lengths: tokens of examples of the workload, (N,).
         batch_size: examples of a batch.
+        has_exits: whether exits are planned; without classes there are none.
     """
 
-    def __init__(self, cost: CostModel, lengths: np.ndarray, batch_size: int) -> None:
+    def __init__(self, cost: CostModel, lengths: np.ndarray, batch_size: int, has_exits: bool = True) -> None:
+        self._max_exits = MAX_EXITS if has_exits else 0
         self._cost, self._lengths, self._batch_size = cost, np.sort(lengths), batch_size
         self._expected = ExpectedTime(cost, lengths, batch_size)
         self._flops: dict[tuple[object, ...], float] = {}
@@ -119,7 +121,7 @@ class Planner:
             prunes: tuple[int, ...] = layers if ratio < 1.0 else ()
             ratios = (ratio,) * len(prunes)
             yield OperatingPoint((num_layers,), (), prunes, ratios), 0.0
-            for size in range(1, MAX_EXITS + 1):
+            for size in range(1, self._max_exits + 1):
                 for early in itertools.combinations(ramps, size):
                     for share in EXIT_SHARES:
                         yield OperatingPoint((*early, num_layers), (0.0,) * size, prunes, ratios), share

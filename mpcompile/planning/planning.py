@@ -25,6 +25,7 @@ from mpcompile.progress import StageProgress
 from mpcompile.segment import BuildConfig
 from mpcompile.source import Original, open_original
 from mpcompile.store import Store
+from mpcompile.task import Task
 from mpcompile.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -82,11 +83,11 @@ def plan(
     original = open_original(model, tokenizer)
     with StageProgress(progress) as bars, original.evaluating():
         with bars.stage("capture"):
-            captured = capture(original.model)
+            captured = capture(original.model, original.pooling.normalise)
         lengths = _find_lengths(original, captured, texts, seq_len)
         with bars.stage("count the work"):
             cost, notes = _cost_model(captured, found, precision, Store(None if cache_dir is None else Path(cache_dir)))
-        planner = Planner(cost, lengths, batch_size)
+        planner = Planner(cost, lengths, batch_size, captured.task.has_exits)
         with bars.stage("search") as stage:
             candidate, reachable = planner.plan(target_speedup, stage)
     memory = _estimate_memory(original, cost, found, candidate, batch_size, int(lengths.max()))
@@ -106,7 +107,7 @@ def plan(
         segments=candidate.segments,
         memory=memory,
         fixed_share=planner.fixed_share(),
-        notes=(*notes, *_memory_notes(memory, found)),
+        notes=(*notes, *_exit_notes(captured.task), *_memory_notes(memory, found)),
     )
 
 
@@ -184,6 +185,10 @@ def _estimate_memory(
         context=CONTEXT_BYTES[device.kind],
         device=float(device.memory_bytes),
     )
+
+
+def _exit_notes(task: Task) -> tuple[str, ...]:
+    return () if task.has_exits else (task.explain_no_exits(),)
 
 
 def _memory_notes(memory: Memory, device: Device) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_softmax
 
 from mpcompile.features import KeepSchedule
+from mpcompile.task import Task
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class HeldOut:
     Attributes:
         schedule: its keep ratios.
         entropy: by exit layer, normalised, (N,).
-        answer: by exit layer, class ids, (N,).
+        answer: by exit layer, see `Task.answers`, (N, ...).
     """
 
     schedule: KeepSchedule
@@ -29,12 +29,12 @@ class HeldOut:
     answer: Mapping[int, np.ndarray]
 
     @classmethod
-    def from_logits(cls, schedule: KeepSchedule, logits: Mapping[int, np.ndarray]) -> HeldOut:
+    def from_logits(cls, schedule: KeepSchedule, logits: Mapping[int, np.ndarray], task: Task) -> HeldOut:
         """Entropies and answers of logits (N, C) by exit layer."""
         return cls(
             schedule,
-            {layer: _entropy(values) for layer, values in logits.items()},
-            {layer: values.argmax(1) for layer, values in logits.items()},
+            {layer: task.entropy(values) for layer, values in logits.items()},
+            {layer: task.answers(values) for layer, values in logits.items()},
         )
 
     def take(self, index: np.ndarray) -> HeldOut:
@@ -65,10 +65,3 @@ def join_held_out(parts: Sequence[HeldOut]) -> HeldOut:
         {layer: np.concatenate([part.entropy[layer] for part in parts]) for layer in layers},
         {layer: np.concatenate([part.answer[layer] for part in parts]) for layer in layers},
     )
-
-
-def _entropy(logits: np.ndarray) -> np.ndarray:
-    """Normalised entropy of logits (N, C): (N,)."""
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
-    entropy: np.ndarray = -(np.exp(log_p) * log_p).sum(1) / np.log(logits.shape[1])
-    return entropy

@@ -18,6 +18,7 @@ from mpcompile.operating_point import OperatingPoint, count_left
 from mpcompile.search.candidates import Candidate
 from mpcompile.search.held_out import HeldOut
 from mpcompile.search.thresholds import ExitTable, search_thresholds
+from mpcompile.task import Task
 
 MAX_EXITS = 4
 """Off-ramps besides the last: each costs a call of an engine (DESIGN.md: 2 to 4 exits earn their sync)."""
@@ -30,11 +31,12 @@ class Pricer:
     """Solves for exits and thresholds on some texts.
 
     Attributes:
-        truth: labels, or the original's answers where there are none, (N,).
+        truth: labels, or the original's answers where there are none, (N, ...).
         lengths: tokens of each text, (N,).
         cost: predicts time.
         batch_size: examples that run together; a text's time is its share of such a batch.
         precision: of the points.
+        task: says which answers are wrong.
     """
 
     truth: np.ndarray
@@ -42,6 +44,7 @@ class Pricer:
     cost: CostModel
     batch_size: int
     precision: str
+    task: Task
 
     @property
     def full_s(self) -> float:
@@ -50,7 +53,7 @@ class Pricer:
 
     def take(self, index: np.ndarray) -> Pricer:
         """The same for the texts at some positions."""
-        return Pricer(self.truth[index], self.lengths[index], self.cost, self.batch_size, self.precision)
+        return Pricer(self.truth[index], self.lengths[index], self.cost, self.batch_size, self.precision, self.task)
 
     def table(self, held_out: HeldOut, exits: tuple[int, ...], prunes: tuple[int, ...]) -> ExitTable:
         """What happens to each text in a chain of engines that ends at some exits and can prune at some layers."""
@@ -65,7 +68,7 @@ class Pricer:
         return ExitTable(
             np.stack([held_out.entropy[layer] for layer in exits]),
             np.stack(seconds),
-            np.stack([held_out.answer[layer] != self.truth for layer in exits]).astype(np.float64),
+            np.stack([self.task.differs(held_out.answer[layer], self.truth) for layer in exits]).astype(np.float64),
         )
 
     def solve(self, held_out: HeldOut, price_s: float) -> Candidate:

@@ -49,7 +49,7 @@ class Answers:
 
     Attributes:
         checked: examples in the workload.
-        differing: those that are put into another class.
+        differing: those that are answered otherwise, see `Task.differs`.
     """
 
     checked: int
@@ -71,9 +71,9 @@ class _Loaded:
     runner: Runner
 
     def classify(self, batches: Batches, point: OperatingPoint) -> np.ndarray:
-        """Class ids of all examples at a point, (N,)."""
-        classes: np.ndarray = np.concatenate([self.runner.run(batch, point).logits.argmax(1) for batch in batches])
-        return classes
+        """Logits of all examples at a point, (N, C)."""
+        logits: np.ndarray = np.concatenate([self.runner.run(batch, point).logits for batch in batches])
+        return logits
 
     def find_exits(self, batches: Batches) -> Callable[[OperatingPoint], list[np.ndarray]]:
         """Gives the layers that each example runs at a point, (B,) per batch."""
@@ -169,12 +169,14 @@ class Bench:
 
     def _compare(self, candidate: _Loaded) -> Answers:
         expected = self._answer(candidate.index)
-        given = candidate.classify(self.job.batches, candidate.point)
-        return Answers(len(expected), int((given != expected).sum()))
+        task = self.builder.manifest.signature.task
+        given = task.answers(candidate.classify(self.job.batches, candidate.point))
+        return Answers(len(expected), int(task.differs(given, expected).sum()))
 
     def _answer(self, index: int) -> np.ndarray:
-        """Class ids that the start's engines give at a point of the front, (N,)."""
+        """What the start's engines answer at a point of the front, see `Task.answers`."""
         if index not in self._answers:
             point = self.builder.report.operating_points[index].point
-            self._answers[index] = self._start.classify(self.job.batches, point)
+            logits = self._start.classify(self.job.batches, point)
+            self._answers[index] = self.builder.manifest.signature.task.answers(logits)
         return self._answers[index]

@@ -89,7 +89,12 @@ def write_artifact(
     rows = [describe_point(*row) for row in zip(POINTS, (1.0, 2.0, 4.0), (0.0, 0.01, 0.05), strict=True)]
     (folder / REPORT).write_text(json.dumps(build_report(rows, 1, backend_name).to_json()))
     signature = ModelSignature(
-        captured.input_names, captured.num_labels, captured.max_length, captured.vocab_size, captured.id2label
+        captured.input_names,
+        captured.num_labels,
+        captured.max_length,
+        captured.vocab_size,
+        captured.id2label,
+        captured.task,
     )
     versions = {"mpcompile": mpcompile.__version__}
     write_manifest(

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import GraphModule
 from transformers import (
     AutoModelForSequenceClassification,
-    BertModel,
+    BertForMaskedLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     PreTrainedModel,
@@ -18,8 +18,9 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from mpcompile.capture import CapturedModel, capture
+from mpcompile.capture import CapturedModel, capture, find_task
 from mpcompile.errors import CaptureError
+from mpcompile.task import Task
 from passes import verify
 from tests.models import (
     FAMILIES,
@@ -208,20 +209,37 @@ def test_module_of_torch_is_refused() -> None:
         capture(nn.Linear(2, 2))
 
 
-def test_encoder_without_a_classifier_is_refused(tiny_bert: PreTrainedModel) -> None:
-    with pytest.raises(CaptureError, match=r"BertModel: expected a \.\.\.ForSequenceClassification model"):
-        capture(BertModel(tiny_bert.config))
+def test_model_with_another_head_is_refused(tiny_bert: PreTrainedModel) -> None:
+    with pytest.raises(CaptureError, match=r"BertForMaskedLM: expected a \.\.\.ForSequenceClassification model"):
+        capture(BertForMaskedLM(tiny_bert.config))
 
 
-def test_regression_is_refused() -> None:
-    model = build_model("bert", num_labels=1, id2label={0: "score"}, label2id={"score": 0})
-    with pytest.raises(CaptureError, match=r"num_labels=1.*one label of two or more classes"):
-        capture(model)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Task("single_label", NUM_LABELS)),
+        ({"problem_type": "single_label_classification"}, Task("single_label", NUM_LABELS)),
+        ({"problem_type": "multi_label_classification"}, Task("multi_label", NUM_LABELS)),
+        ({"problem_type": "regression"}, Task("regression", NUM_LABELS)),
+        ({"id2label": {0: "score"}, "label2id": {"score": 0}, "num_labels": 1}, Task("regression", 1)),
+    ],
+    ids=["unsaid", "single", "multi", "regression", "one logit"],
+)
+def test_task_follows_from_the_config(changes: dict[str, object], expected: Task) -> None:
+    assert find_task(build_model("bert", num_layers=1, **changes)) == expected
 
 
-def test_several_labels_at_once_are_refused() -> None:
-    with pytest.raises(CaptureError, match="problem_type=multi_label_classification"):
-        capture(build_model("bert", problem_type="multi_label_classification"))
+@pytest.mark.parametrize("normalise", [False, True])
+def test_encoder_answers_with_the_mean_over_its_tokens(model: PreTrainedModel, family: str, normalise: bool) -> None:
+    encoder = getattr(model, model.base_model_prefix)
+    captured = capture(encoder, normalise)
+    assert captured.task == Task("embedding", HIDDEN_SIZE)
+    batch = random_batch(model, [9, 5, 1])
+    with torch.no_grad():
+        vectors, hidden = captured.graph_module(**batch)["logits"], encoder(**batch).last_hidden_state
+    for row, length in enumerate((9, 5, 1)):
+        expected = hidden[row, :length].mean(0)
+        torch.testing.assert_close(vectors[row], expected / expected.norm() if normalise else expected)
 
 
 def test_decoder_is_refused_with_what_was_expected() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends.eager import EagerBackend
@@ -429,9 +429,9 @@ def test_precision_that_the_backend_lacks_is_refused(job: Job, model: PreTrained
         job(model, precision="bf16")
 
 
-def test_model_that_is_no_classifier_is_refused(job: Job, tiny_bert: PreTrainedModel) -> None:
-    with pytest.raises(CaptureError, match=r"BertModel: expected a \.\.\.ForSequenceClassification model"):
-        job(tiny_bert.bert)
+def test_model_with_another_head_is_refused(job: Job, tiny_bert: PreTrainedModel) -> None:
+    with pytest.raises(CaptureError, match=r"BertForMaskedLM: expected a \.\.\.ForSequenceClassification model"):
+        job(BertForMaskedLM(tiny_bert.config))
 
 
 def test_folder_that_is_not_there_is_named(job: Job, tmp_path: Path) -> None:

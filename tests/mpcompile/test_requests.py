@@ -13,9 +13,15 @@ from hypothesis.extra import numpy as hypothesis_numpy
 import mpcompile
 from mpcompile.errors import InputError
 from mpcompile.requests import ModelSignature, check_request
+from mpcompile.task import Task
 
 SIGNATURE = ModelSignature(
-    ("input_ids", "attention_mask", "token_type_ids"), 3, 40, 100, {0: "negative", 1: "neutral", 2: "positive"}
+    ("input_ids", "attention_mask", "token_type_ids"),
+    3,
+    40,
+    100,
+    {0: "negative", 1: "neutral", 2: "positive"},
+    Task("single_label", 3),
 )
 IDS = [[2, 7, 3], [2, 9, 8]]
 

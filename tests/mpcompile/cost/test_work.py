@@ -18,6 +18,7 @@ from mpcompile.cost.work import HEAD_WIDTH, GraphWork, Part, Region, estimate_se
 from mpcompile.operating_point import OperatingPoint, count_kept
 from mpcompile.partition import partition
 from mpcompile.segment import Segment
+from mpcompile.task import Task
 from passes import ExitHead
 from tests.models import (
     HIDDEN_SIZE,
@@ -71,7 +72,8 @@ def counted_family(request: pytest.FixtureRequest, tiny_work: GraphWork) -> tupl
     if request.param == "bert":
         return "bert", tiny_work
     graph, names = canonical_graph(request.param), ("input_ids", "attention_mask")
-    captured = CapturedModel(graph, names, NUM_LAYERS, NUM_LABELS, D, MAX_POSITIONS, VOCAB_SIZE, {})
+    task = Task("single_label", NUM_LABELS)
+    captured = CapturedModel(graph, names, NUM_LAYERS, NUM_LABELS, D, MAX_POSITIONS, VOCAB_SIZE, {}, task)
     return request.param, estimate_work(captured, "openvino")
 
 

@@ -13,6 +13,7 @@ from mpcompile.features import KeepSchedule
 from mpcompile.search.held_out import HeldOut
 from mpcompile.search.pricing import Pricer
 from mpcompile.search.study import StudyResult, StudySettings, search_study
+from mpcompile.task import Task
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 NUM_LAYERS, NUM_TEXTS, LAYERS = 4, 400, (1, 2)
@@ -22,6 +23,7 @@ COST = CostModel(
     dataclasses.replace(RATES, engine_s=0.001),
 )
 TRUTH = np.arange(NUM_TEXTS) % 3
+TASK = Task("single_label", 3)
 LENGTHS = np.random.default_rng(1).integers(5, 40, NUM_TEXTS)
 FIXED = tuple(KeepSchedule(LAYERS, (ratio, ratio)) for ratio in (1.0, 0.7, 0.5))
 IDENTITY = {"model": "m", "texts": "t"}
@@ -51,7 +53,7 @@ class FakeModel:
             kept = (first**2 if layer > 1 else 1.0) * (0.9 + 0.1 * second if layer > 2 else 1.0)
             kept *= 0.97 if precision == "int8" else 1.0
             logits[layer] = 1.5 * noise[layer] + (1.0 + 1.5 * layer) * kept * np.eye(3)[TRUTH]
-        return HeldOut.from_logits(schedule, {layer: values[index] for layer, values in logits.items()})
+        return HeldOut.from_logits(schedule, {layer: values[index] for layer, values in logits.items()}, TASK)
 
 
 def run_study(model: FakeModel, storage: Path | None = None, **changes: Any) -> StudyResult:
@@ -59,7 +61,7 @@ def run_study(model: FakeModel, storage: Path | None = None, **changes: Any) -> 
     options = {"trials": 12, "price": 5.0, "seed": 0, "precisions": ("f32",), "identity": IDENTITY, **changes}
     everything = np.arange(NUM_TEXTS)
     fixed = {p: [FakeModel()(schedule, p, everything) for schedule in FIXED] for p in options["precisions"]}
-    pricers = {p: Pricer(TRUTH, LENGTHS, COST, 1, p) for p in options["precisions"]}
+    pricers = {p: Pricer(TRUTH, LENGTHS, COST, 1, p, TASK) for p in options["precisions"]}
     url = None if storage is None else str(storage)
     settings = StudySettings(options["trials"], url, options["price"], options["seed"])
     return search_study(model, fixed, pricers, options["identity"], settings)
@@ -69,7 +71,7 @@ def front_loss(result: StudyResult, seconds: float) -> float:
     """Least loss of any point within some seconds, over the fixed schedules and those that were found."""
     everything = np.arange(NUM_TEXTS)
     rows = [("f32", FakeModel()(schedule, "f32", everything)) for schedule in FIXED]
-    pricer = Pricer(TRUTH, LENGTHS, COST, 1, "f32")
+    pricer = Pricer(TRUTH, LENGTHS, COST, 1, "f32", TASK)
     points = [
         pricer.solve(held_out, price * pricer.full_s)
         for _, held_out in (*rows, *result.held_out)

@@ -15,9 +15,11 @@ from mpcompile.search.candidates import MAX_POINTS, NEAR, USEFUL_LOSS, Candidate
 from mpcompile.search.front import AIM, PointSearch
 from mpcompile.search.held_out import HeldOut
 from mpcompile.search.pricing import Pricer
+from mpcompile.task import Task
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 NUM_LAYERS, NUM_TEXTS = 4, 400
+TASK = Task("single_label", 3)
 KERNEL = Region.of([pointwise(B * S)])
 COST = CostModel(
     build_work(NUM_LAYERS, attention=KERNEL, feed_forward=KERNEL, classifier=KERNEL),
@@ -99,14 +101,14 @@ def make_held_out(ratio: float = 1.0, seed: int = 0) -> HeldOut:
     noise = generator.standard_normal((NUM_LAYERS + 1, NUM_TEXTS, 3))
     strength = {layer: (1.0 + 2.0 * layer) * ratio for layer in range(NUM_LAYERS + 1)}
     logits = {layer: noise[layer] * 1.5 + strength[layer] * np.eye(3)[truth] for layer in strength}
-    return HeldOut.from_logits(KeepSchedule((1, 2), (ratio, ratio)), logits)
+    return HeldOut.from_logits(KeepSchedule((1, 2), (ratio, ratio)), logits, TASK)
 
 
 @pytest.fixture(scope="module")
 def search() -> PointSearch:
     lengths = np.random.default_rng(1).integers(5, 40, NUM_TEXTS)
     held_out = [make_held_out(1.0), make_held_out(0.7)]
-    return PointSearch(held_out, Pricer(np.arange(NUM_TEXTS) % 3, lengths, COST, 1, "f32"))
+    return PointSearch(held_out, Pricer(np.arange(NUM_TEXTS) % 3, lengths, COST, 1, "f32", TASK))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,8 @@ def found(search: PointSearch) -> tuple[Candidate, ...]:
 
 
 def test_entropies_are_normalised() -> None:
-    held_out = HeldOut.from_logits(KeepSchedule((), ()), {0: np.array([[0.0, 0, 0], [100.0, 0, 0], [1e5, -1e5, 0]])})
+    logits = {0: np.array([[0.0, 0, 0], [100.0, 0, 0], [1e5, -1e5, 0]])}
+    held_out = HeldOut.from_logits(KeepSchedule((), ()), logits, TASK)
     np.testing.assert_allclose(held_out.entropy[0], [1.0, 0.0, 0.0], atol=1e-12)
     assert held_out.answer[0].tolist() == [0, 0, 0]
 
@@ -168,20 +171,20 @@ def test_progress_is_told_up_to_the_end(search: PointSearch) -> None:
 def test_model_that_early_exits_know_as_well_is_cut_short() -> None:
     truth = np.arange(NUM_TEXTS) % 3
     logits = {layer: 20.0 * np.eye(3)[truth] for layer in range(NUM_LAYERS + 1)}
-    held_out = HeldOut.from_logits(KeepSchedule((1,), (1.0,)), logits)
-    (row,) = PointSearch([held_out], Pricer(truth, np.full(NUM_TEXTS, 20), COST, 1, "f32")).search(2.0)
+    held_out = HeldOut.from_logits(KeepSchedule((1,), (1.0,)), logits, TASK)
+    (row,) = PointSearch([held_out], Pricer(truth, np.full(NUM_TEXTS, 20), COST, 1, "f32", TASK)).search(2.0)
     assert (row.point.exit_layers, row.loss) == ((0,), 0.0)
 
 
 def test_precision_of_the_points_is_the_one_asked_for() -> None:
-    pricer = Pricer(np.arange(NUM_TEXTS) % 3, np.full(NUM_TEXTS, 9), COST, 1, "bf16")
+    pricer = Pricer(np.arange(NUM_TEXTS) % 3, np.full(NUM_TEXTS, 9), COST, 1, "bf16", TASK)
     assert {row.point.precision for row in PointSearch([make_held_out()], pricer).search(2.0)} == {"bf16"}
 
 
 def test_aim_meets_the_target_and_nothing_that_does_loses_less(search: PointSearch) -> None:
     aims = [search.find_aim(gain).candidate for gain in (2.0, 2.5, 3.0, 4.0)]
     lengths = np.random.default_rng(1).integers(5, 40, NUM_TEXTS)
-    full_s = Pricer(np.zeros(NUM_TEXTS), lengths, COST, 1, "f32").full_s
+    full_s = Pricer(np.zeros(NUM_TEXTS), lengths, COST, 1, "f32", TASK).full_s
     assert all(aim.seconds <= full_s / gain for aim, gain in zip(aims, (2.0, 2.5, 3.0, 4.0), strict=True))
     assert [aim.loss for aim in aims] == sorted(aim.loss for aim in aims)
 

@@ -20,6 +20,7 @@ from tests.mpcompile.search.fakes import (
     IDENTITY,
     LENGTHS,
     NUM_TEXTS,
+    TASK,
     TRUTH,
     FakeModel,
     front_loss,
@@ -44,7 +45,7 @@ def tried_in(path: Path) -> list[optuna.trial.FrozenTrial]:
 
 def test_study_finds_what_the_fixed_schedules_miss() -> None:
     """Pruning in layer 2 alone is nearly free, and no fixed schedule does it."""
-    full_s = Pricer(TRUTH, LENGTHS, COST, 1, "f32").full_s
+    full_s = Pricer(TRUTH, LENGTHS, COST, 1, "f32", TASK).full_s
     found, fixed = run_study(FakeModel(), trials=20), run_study(FakeModel(), trials=0)
     losses = [(front_loss(found, full_s / gain), front_loss(fixed, full_s / gain)) for gain in (1.5, 2.0, 2.5, 3.0)]
     assert all(ours <= theirs for ours, theirs in losses)
@@ -81,7 +82,7 @@ def test_clearly_worse_schedules_are_given_up_on_a_part_of_the_texts(tmp_path: P
 
 def test_schedules_given_up_are_worse_at_their_price_on_all_texts(tmp_path: Path) -> None:
     run_study(FakeModel(), tmp_path / "s.db", trials=20)
-    pricer, everything = Pricer(TRUTH, LENGTHS, COST, 1, "f32"), np.arange(NUM_TEXTS)
+    pricer, everything = Pricer(TRUTH, LENGTHS, COST, 1, "f32", TASK), np.arange(NUM_TEXTS)
 
     def cost(schedule: KeepSchedule, price: float) -> float:
         point = pricer.solve(FakeModel()(schedule, "f32", everything), price * pricer.full_s)
@@ -96,7 +97,7 @@ def test_schedules_given_up_are_worse_at_their_price_on_all_texts(tmp_path: Path
 
 def test_values_of_a_trial_follow_from_its_parameters(tmp_path: Path) -> None:
     run_study(FakeModel(), tmp_path / "s.db")
-    pricer, everything = Pricer(TRUTH, LENGTHS, COST, 1, "f32"), np.arange(NUM_TEXTS)
+    pricer, everything = Pricer(TRUTH, LENGTHS, COST, 1, "f32", TASK), np.arange(NUM_TEXTS)
     for trial in trials_in(tmp_path / "s.db"):
         if trial.state == TrialState.COMPLETE:
             held_out = FakeModel()(schedule_of(trial), "f32", everything)
