@@ -97,11 +97,14 @@ def write_pooling(directory: Path, pooling: Pooling, size: int) -> None:
         path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
-def read_json_maybe(place: str, name: str) -> Any:
+def read_json_maybe(place: str, name: str, needs_hub: bool = False) -> Any:
     """A JSON file of a folder or hub id, None where it has none.
 
+    Args:
+        needs_hub: whether a hub id must have it.
+
     Raises:
-        CaptureError: when it is no JSON.
+        CaptureError: when it is no JSON, or the hub does not give what it must.
     """
     from transformers.utils.hub import cached_file
 
@@ -109,7 +112,9 @@ def read_json_maybe(place: str, name: str) -> Any:
     if not Path(place).is_dir():
         try:
             path = Path(cached_file(place, name) or path)
-        except OSError:  # no such repository or file, or no way to the hub: loading the model says which
+        except OSError as error:  # no such repository or file, or no way to the hub
+            if needs_hub:
+                raise CaptureError(f"{place}: cannot load a model from there: {error}") from error
             return None
     if not path.is_file():
         return None

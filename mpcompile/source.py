@@ -133,9 +133,10 @@ def _open_path(place: str, tokenizer: PreTrainedTokenizerBase | None) -> Origina
     except Exception as error:  # transformers raises whatever hub, safetensors and the config raise
         raise CaptureError(f"{place}: cannot load a sequence classifier or encoder from there: {error}") from error
     model.eval()
-    tokenizer = tokenizer or _find_tokenizer_maybe(where, **folder)
-    if tokenizer is not None and pooling.max_length is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, pooling.max_length)
+    if tokenizer is None:
+        tokenizer = _find_tokenizer_maybe(where, **folder)
+        if tokenizer is not None and pooling.max_length is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, pooling.max_length)
     return Original(model, tokenizer, place, pooling)
 
 
@@ -147,7 +148,7 @@ def _find_loader(place: str) -> tuple[Any, Pooling]:
     """
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    config = read_json_maybe(place, "config.json") or {}
+    config = read_json_maybe(place, "config.json", needs_hub=True) or {}
     (architecture, *_) = config.get("architectures") or [""]
     if architecture.endswith("ForSequenceClassification"):
         return AutoModelForSequenceClassification, Pooling()

@@ -20,6 +20,7 @@ from mpcompile.artifact import CHECKSUM, MANIFEST, Manifest, read_manifest, repl
 from mpcompile.backends.openvino import OpenVinoBackend
 from mpcompile.errors import ArtifactError
 from mpcompile.optimized_model import OptimizedModel
+from mpcompile.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (
@@ -212,9 +213,18 @@ def test_manifest_of_other_bytes_than_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 def test_newer_format_is_refused(copied: Path) -> None:
-    edit_manifest(copied, lambda values: values.update(format_version=2))
-    with pytest.raises(ArtifactError, match="format 2; this mpcompile reads up to 1: install a newer one"):
+    edit_manifest(copied, lambda values: values.update(format_version=3))
+    with pytest.raises(ArtifactError, match="format 3; this mpcompile reads up to 2: install a newer one"):
         mpcompile.load(copied)
+
+
+def test_artifact_of_the_first_format_is_a_classifier_of_one_label(copied: Path) -> None:
+    def make_old(values: dict[str, Any]) -> None:
+        values["format_version"] = 1
+        del values["signature"]["task"]
+
+    edit_manifest(copied, make_old)
+    assert mpcompile.load(copied).task == Task("single_label", 3)
 
 
 @pytest.mark.parametrize("version", [None, "1", 1.5, [1]])
