@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mpcompile.errors import BackendError
 from mpcompile.lanes import Lanes
+from mpcompile.recording import CalibrationTexts, record_inputs
 from mpcompile.runtime import Runner, Runtime
-from mpcompile.segment import Backend, BuildConfig, OptimizationProfile, Segment
+from mpcompile.segment import Backend, BuildConfig, OptimizationProfile, Samples, Segment
 from mpcompile.store import Store
 
 
@@ -21,19 +24,24 @@ def build_plans(
     store: Store,
     digest: str,
     on_plan: Callable[[float], None] = lambda _: None,
+    calibration: CalibrationTexts | None = None,
 ) -> list[bytes]:
     """Plans of segments, from the store where they were built before.
+
+    Segments in int8 are calibrated on what they are given while an fp32 chain answers texts.
 
     Args:
         profile: shapes to build for.
         config: for the backend.
         digest: of everything that determines the segments: weights, exit heads, rewrites.
         on_plan: called after each plan with the share done.
+        calibration: texts, for segments in int8.
 
     Raises:
         BackendError: when the backend cannot build a segment.
     """
     plans = []
+    recorded = functools.cache(lambda: _record(backend, segments, profile, config, store, digest, calibration))
     for segment in segments:
         reason = backend.unsupported_reason(segment)
         if reason is not None:
@@ -47,13 +55,36 @@ def build_plans(
             "config": repr(config),
             "segment": [segment.index, segment.exit_layer, segment.prune_layers, segment.precision],
         }
+        if segment.precision == "int8" and calibration is not None:
+            from mpcompile.backends.quantise import find_quantiser
+
+            key |= {"quantiser": find_quantiser(), "texts": calibration.digest}
 
         def build(segment: Segment = segment) -> dict[str, np.ndarray]:
-            return {"plan": np.frombuffer(backend.build(segment, profile, config), np.uint8)}
+            samples = recorded()[segment.index] if segment.precision == "int8" else None
+            return {"plan": np.frombuffer(backend.build(segment, profile, config, samples), np.uint8)}
 
         plans.append(store.fetch(key, build)["plan"].tobytes())
         on_plan(len(plans) / len(segments))
     return plans
+
+
+def _record(
+    backend: Backend,
+    segments: Sequence[Segment],
+    profile: OptimizationProfile,
+    config: BuildConfig,
+    store: Store,
+    digest: str,
+    calibration: CalibrationTexts | None,
+) -> Sequence[Samples]:
+    """Inputs of each segment; none without texts, of which the backend will complain."""
+    if calibration is None:
+        return [()] * len(segments)
+    floats = [dataclasses.replace(segment, precision="f32") for segment in segments[:-1]]
+    plans = build_plans(backend, floats, profile, config, store, digest)
+    engines = [backend.load(plan, segment, config) for plan, segment in zip(plans, floats, strict=True)]
+    return record_inputs(segments, engines, calibration.batches)
 
 
 def make_runtime(

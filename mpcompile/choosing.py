@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.adapt.frozen import TrainedHeads, train_exit_heads
-from mpcompile.context import Context, TextPart
+from mpcompile.context import Context, TextPart, describe_calibration
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
 from mpcompile.cost.work import estimate_work
@@ -23,6 +23,7 @@ from mpcompile.search.candidates import Candidate, thin
 from mpcompile.search.front import PointSearch
 from mpcompile.search.held_out import HeldOut
 from mpcompile.search.pricing import Pricer
+from mpcompile.segment import fastest_float
 from mpcompile.store import digest_arrays
 from mpcompile.timing import measure_interleaved
 from mpcompile.workload import random_batch
@@ -86,10 +87,8 @@ def choose_from_texts(context: Context, cost: CostModel, part: TextPart, target_
         part: texts for choosing, with the original's answers.
         target_gain: speed that is wanted, times that of the unpruned engine.
     """
-    exits = _exits(context) if context.settings.adapt == "frozen" and context.task.has_exits else ()
-    collector = _Collector(context, exits, part)
-    plain = KeepSchedule(collector.prune_layers, (1.0,) * len(collector.prune_layers))
-    trained = _train(context, collector.collect(plain)) if exits else None
+    trained = train_heads(context, part)
+    collector = _Collector(context, _exits(context) if trained else (), part)
     held_out = []
     for schedule in collector.schedules:
         features = collector.collect(schedule)
@@ -155,6 +154,16 @@ class HeldOutAnswers:
             return HeldOut.from_logits(schedule, logits, self._context.task).to_arrays()
 
         return HeldOut.from_arrays(schedule, self._context.store.fetch(key, compute))
+
+
+def train_heads(context: Context, part: TextPart) -> TrainedHeads | None:
+    """Exit heads, trained on what the unpruned model computes in floating point: all precisions share them."""
+    if context.settings.adapt != "frozen" or not context.task.has_exits:
+        return None
+    precision = context.precision if context.precision != "int8" else fastest_float(context.backend.precisions())
+    collector = _Collector(dataclasses.replace(context, precision=precision), _exits(context), part)
+    plain = KeepSchedule(collector.prune_layers, (1.0,) * len(collector.prune_layers))
+    return _train(context, collector.collect(plain))
 
 
 def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chosen:
@@ -254,6 +263,7 @@ class _Collector:
             "backend": self._context.backend.name,
             "fingerprint": self._context.backend.fingerprint(),
             "precision": self._context.precision,
+            **describe_calibration(self._context),
         }
 
     def collect(self, schedule: KeepSchedule) -> Features:
@@ -284,4 +294,5 @@ class _Collector:
             context.precision,
             context.encoder,
             context.config,
+            context.calibration,
         )

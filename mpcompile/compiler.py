@@ -17,13 +17,13 @@ from mpcompile.build import build_plans, make_runtime
 from mpcompile.capture import capture, find_task
 from mpcompile.certifying import certify_front, check_amount
 from mpcompile.checking import Checked, check_point
-from mpcompile.choosing import Chosen, choose_from_texts, choose_without_texts, measure_cost_model
+from mpcompile.choosing import Chosen, choose_without_texts, measure_cost_model
 from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
 from mpcompile.data import Examples, Label, load_examples
 from mpcompile.errors import SettingError
 from mpcompile.front import Choice, MeasuredPoint, choose_point
 from mpcompile.labels import check_labels
-from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_engine_gain, measure_front
+from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.packing import find_versions, head_weights, pack_model
 from mpcompile.partition import partition
@@ -31,11 +31,12 @@ from mpcompile.pictures.pyramid import count_pyramid
 from mpcompile.pictures.records import SampleText
 from mpcompile.pictures.samples import trace_samples
 from mpcompile.planning.plan import Plan
+from mpcompile.precision import check_precision, choose_precision
 from mpcompile.progress import StageProgress
 from mpcompile.reference import ask_original, build_unpruned
 from mpcompile.report import Report
 from mpcompile.runtime import Runtime
-from mpcompile.segment import BuildConfig, OptimizationProfile, Range
+from mpcompile.segment import BuildConfig, OptimizationProfile, Range, fastest_float
 from mpcompile.settings import Settings
 from mpcompile.source import Original, open_original
 from mpcompile.store import Store, digest_arrays
@@ -101,7 +102,9 @@ def optimize(
         batch_size: examples that run together in the timed workload; lengths come from the texts.
         device: "auto" or "cpu".
         backend: "auto", "openvino" or "eager".
-        precision: "auto" (the fastest that the machine runs natively), "f32" or "bf16".
+        precision: "auto", "f32", "bf16", or
+            "int8", which is calibrated on the texts and needs nncf. "auto" takes int8 into account where both are
+            there, and picks what is fastest within `max_drop`; without it, what loses least at the target.
         max_texts: more texts than these are sampled.
         seed: of everything random.
         progress: whether to draw progress bars.
@@ -127,6 +130,7 @@ def optimize(
         Path(cache_dir) if cache_dir is not None else None, Plan.load(plan) if isinstance(plan, str | Path) else plan,
         show_texts, trials, str(storage) if isinstance(storage, Path) else storage,
     )  # fmt: skip
+    check_precision(settings, texts is not None)
     if texts is None and (labels is not None or max_drop is not None):
         missing = "labels" if labels is not None else f"max_drop={max_drop:g}"
         raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
@@ -145,16 +149,16 @@ def optimize(
         test_part = None
         if test_examples is not None:
             test_part = ask_original(context, encode_examples(context, test_examples, "test"), "test texts")
-        unpruned = build_unpruned(context, context.precision)
+        precision_notes: tuple[str, ...] = ()
         if parts is None:
             length = min(LENGTH_WITHOUT_TEXTS, context.captured.max_length)
+            unpruned = build_unpruned(context, context.precision)
             cost = measure_cost_model(context, unpruned, length)
             chosen = choose_without_texts(context, cost, length)
         else:
             length = int(np.median(parts.choosing.lengths))
-            cost = measure_cost_model(context, unpruned, length)
-            target_gain = target_speedup / measure_engine_gain(context, unpruned, parts.choosing)
-            chosen = choose_from_texts(context, cost, parts.choosing, target_gain)
+            best, precision_notes = choose_precision(context, parts.choosing, length)
+            context, unpruned, chosen = best.context, best.unpruned, best.chosen
         built = _build(context, chosen, length, unpruned, parts)
         front = measure_front(built.systems, chosen, _choosing(parts))
         choice, front, timings = _settle(built.systems, front, settings)
@@ -162,6 +166,7 @@ def optimize(
             front = certify_front(context, built.systems.runtime, front, choice.index, parts.certifying)
         checked = check_point(context, built.systems.runtime, front[choice.index].point, parts, test_part)
         report = _report(context, built, front, choice, timings, checked, parts, examples)
+        report = report.with_notes(*precision_notes)
         report = _add_pictures(report, context, built, chosen, parts)
         return pack_model(context, built.systems.runtime, built.plans, chosen.heads, report)
 
@@ -170,7 +175,7 @@ def open_context(original: Original, settings: Settings, bars: StageProgress) ->
     """Captures a model and finds what to run it with."""
     found = find_backend(settings.backend, settings.device)
     native = found.precisions()
-    precision = native[-1] if settings.precision == "auto" else settings.precision
+    precision = fastest_float(native) if settings.precision == "auto" else settings.precision
     if precision not in native:
         raise SettingError(
             f"precision: {precision!r}; backend {found.name!r} runs {', '.join(native)} natively on this machine"
@@ -211,7 +216,9 @@ def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, par
     size = context.settings.batch_size
     profile = OptimizationProfile(Range(1, size, max(size, 32)), Range(2, length, context.captured.max_length))
     with context.progress.stage("build engines") as stage:
-        plans = build_plans(context.backend, segments, profile, context.config, context.store, digest, stage)
+        plans = build_plans(
+            context.backend, segments, profile, context.config, context.store, digest, stage, context.calibration
+        )
     split_tokens = chosen.cost.split_tokens([segment.exit_layer for segment in segments], length)
     runtime = make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split_tokens)
     # Texts are drawn evenly along where they leave at the middle of the front.

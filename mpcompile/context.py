@@ -11,6 +11,7 @@ from mpcompile.data import Examples
 from mpcompile.errors import DataError, SettingError
 from mpcompile.labels import read_labels
 from mpcompile.progress import StageProgress
+from mpcompile.recording import CalibrationTexts
 from mpcompile.segment import Backend, BuildConfig
 from mpcompile.settings import Settings
 from mpcompile.source import Original
@@ -37,6 +38,7 @@ class Context:
         progress: draws the stages.
         digest: SHA-256 of the model.
         task: what the model answers; of a regression with the tolerance that the texts for choosing give.
+        calibration: texts that int8 engines are calibrated on, None when no texts were given.
     """
 
     settings: Settings
@@ -50,6 +52,16 @@ class Context:
     progress: StageProgress
     digest: str
     task: Task
+    calibration: CalibrationTexts | None = None
+
+
+def describe_calibration(context: Context) -> dict[str, str]:
+    """What int8 engines depend on beside the model; nothing in other precisions."""
+    if context.precision != "int8" or context.calibration is None:
+        return {}
+    from mpcompile.backends.quantise import find_quantiser
+
+    return {"quantiser": find_quantiser(), "calibration": context.calibration.digest}
 
 
 @dataclass(frozen=True)

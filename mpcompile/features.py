@@ -16,6 +16,7 @@ from mpcompile.capture import CapturedModel
 from mpcompile.operating_point import count_kept
 from mpcompile.partition import tap
 from mpcompile.progress import Stage
+from mpcompile.recording import CalibrationTexts, record_inputs
 from mpcompile.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range, Segment
 from mpcompile.text import TextEncoder, TokenIds, batches_by_length
 
@@ -69,6 +70,7 @@ class FeatureCollector:
         precision: of the engine.
         encoder: pads the texts.
         config: for the backend.
+        calibration: texts, for an engine in int8.
     """
 
     def __init__(
@@ -80,10 +82,14 @@ class FeatureCollector:
         precision: str,
         encoder: TextEncoder,
         config: BuildConfig,
+        calibration: CalibrationTexts | None = None,
     ) -> None:
         self._segment: Segment = tap(captured, exit_layers, prune_layers, precision)
         size = Range(1, BATCH_SIZE, BATCH_SIZE), Range(2, 128, captured.max_length)
-        plan = backend.build(self._segment, OptimizationProfile(*size), config)
+        samples = None
+        if precision == "int8" and calibration is not None:
+            (samples,) = record_inputs((self._segment,), (), calibration.batches)
+        plan = backend.build(self._segment, OptimizationProfile(*size), config, samples)
         self._engine: Engine = backend.load(plan, self._segment, config)
         self._encoder = encoder
 

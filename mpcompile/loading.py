@@ -108,6 +108,9 @@ def _plans(
             raise ArtifactError(f"{path}: the eager backend needs torch and transformers; pip install mpcompile[build]")
         note = f"{reason}; used as they are, because torch and transformers, which rebuild them, are not installed"
         return manifest.segments, stored, (note,)
+    if manifest.segments[0].precision == "int8":
+        note = f"engines are stale ({_describe(changed, manifest.fingerprint, here)}); used as they are, because int8 "
+        return manifest.segments, stored, (f"{note}engines are rebuilt by optimizing on texts",)
     segments = rebuild_segments(path, manifest)
     if not changed:
         return segments, stored, ()

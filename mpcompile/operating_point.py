@@ -21,7 +21,7 @@ class OperatingPoint:
         exit_thresholds: one per exit but the last: leave when the normalised entropy is below, [0, 1].
         prune_layers: layers that prune, ascending.
         keep_ratios: share of an example's tokens kept at each of them, (0, 1].
-        precision: "f32" or "bf16".
+        precision: "f32", "bf16" or "int8".
 
     Raises:
         SettingError: when a value is out of range or the numbers of values do not match.

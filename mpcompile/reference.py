@@ -34,7 +34,15 @@ def build_unpruned(context: Context, precision: str) -> Runtime:
     """The whole model as one engine: the baseline, and in fp32 the stand-in for the original."""
     segments = partition(context.captured, {}, precision=precision)
     profile = default_profile(context.captured.max_length)
-    plans = build_plans(context.backend, segments, profile, context.config, context.store, f"unpruned {context.digest}")
+    plans = build_plans(
+        context.backend,
+        segments,
+        profile,
+        context.config,
+        context.store,
+        f"unpruned {context.digest}",
+        calibration=context.calibration,
+    )
     never = [np.inf]  # the baseline is what people run today: one call for the batch as it came
     return make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, never)
 

@@ -9,7 +9,7 @@ Outputs: `hidden`, `mask`, `logits` (R, C) and `entropy` (R,); the last segment 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,7 +34,8 @@ class Segment:
         hidden_size: D.
         input_names: its inputs in order, see the module's legend.
         output_names: its outputs in order.
-        precision: "f32" or "bf16"; what matrix products run in.
+        precision: "f32", "bf16" or "int8": what products with weights run in. The rest of an int8 segment runs in
+            the fastest float precision of the machine.
         graph_module: the graph, None when the segment was read from an artifact.
     """
 
@@ -106,6 +107,10 @@ class BuildConfig:
             )
 
 
+Samples = Sequence[Mapping[str, np.ndarray]]
+"""Inputs that a segment was given, call by call: what an int8 engine is calibrated on."""
+
+
 class Backend(Protocol):
     """Turns segments into engines."""
 
@@ -116,7 +121,7 @@ class Backend(Protocol):
         ...
 
     def precisions(self) -> tuple[str, ...]:
-        """Precisions that this machine runs natively, most exact first."""
+        """Precisions that this machine runs natively, most exact first; "int8" is the last where there is one."""
         ...
 
     def count_threads(self) -> int:
@@ -127,8 +132,10 @@ class Backend(Protocol):
         """Why a segment cannot be built here, or None."""
         ...
 
-    def build(self, segment: Segment, profile: OptimizationProfile, config: BuildConfig) -> bytes:
-        """Builds a plan. Slow. Raises BackendError."""
+    def build(
+        self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
+    ) -> bytes:
+        """Builds a plan. Slow. Raises BackendError, for one when a segment in int8 comes without samples."""
         ...
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
@@ -138,3 +145,8 @@ class Backend(Protocol):
     def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
         """The same as `config.num_streams` engines that may run at the same time. Raises BackendError."""
         ...
+
+
+def fastest_float(precisions: Sequence[str]) -> str:
+    """The least exact precision of a backend that needs no calibration."""
+    return [precision for precision in precisions if precision != "int8"][-1]

@@ -10,7 +10,7 @@ from mpcompile.front import check_target
 from mpcompile.planning.plan import Plan
 
 ADAPTATIONS = ("none", "frozen")
-PRECISIONS = ("auto", "f32", "bf16")
+PRECISIONS = ("auto", "f32", "bf16", "int8")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mpcompile.errors import BackendError
-from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Segment
+from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment
 
 
 class EagerEngine:
@@ -44,7 +44,9 @@ class EagerBackend:
     def unsupported_reason(self, segment: Segment) -> str | None:
         return None if segment.precision == "f32" else f"eager runs in f32, not {segment.precision}"
 
-    def build(self, segment: Segment, profile: OptimizationProfile, config: BuildConfig) -> bytes:
+    def build(
+        self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
+    ) -> bytes:
         return b""
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:

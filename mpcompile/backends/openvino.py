@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpcompile.errors import BackendError
-from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Segment
+from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment, fastest_float
 
 try:
     import openvino
@@ -59,7 +59,7 @@ class OpenVinoBackend:
 
     def precisions(self) -> tuple[str, ...]:
         native = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return ("f32", "bf16") if "BF16" in native else ("f32",)
+        return ("f32", *(name for name in ("bf16", "int8") if name.upper() in native))
 
     def count_threads(self) -> int:
         # OpenVINO decides when it compiles, by cores, sockets and hyperthreads: the smallest model asks it.
@@ -73,8 +73,15 @@ class OpenVinoBackend:
             return f"precision {segment.precision!r}: OpenVINO runs {', '.join(self.precisions())} on this CPU"
         return None
 
-    def build(self, segment: Segment, profile: OptimizationProfile, config: BuildConfig) -> bytes:
+    def build(
+        self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
+    ) -> bytes:
         model = convert(segment)
+        if segment.precision == "int8":
+            from mpcompile.backends.quantise import quantise
+
+            model = quantise(model, samples, f"segment {segment.index}")
+            number_operations(model)
         with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
             path = Path(folder) / "segment.xml"
             openvino.save_model(model, path, compress_to_fp16=False)
@@ -87,9 +94,11 @@ class OpenVinoBackend:
     def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
         (length,) = _HEADER.unpack_from(plan.ljust(_HEADER.size, b"\0"))
         start = _HEADER.size + length
+        is_int8 = segment.precision == "int8"
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": segment.precision,
+            # What is quantised says so in the plan; the hint is for the rest of it.
+            "INFERENCE_PRECISION_HINT": fastest_float(self.precisions()) if is_int8 else segment.precision,
         }
         if config.num_threads is not None:
             settings["INFERENCE_NUM_THREADS"] = config.num_threads
@@ -119,13 +128,20 @@ def convert(segment: Segment) -> openvino.Model:
             model = openvino.convert_model(program)
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         raise BackendError(f"segment {segment.index}: OpenVINO could not convert it: {error}") from error
-    # The converter numbers what it makes through the life of the process: one segment would give many plans.
-    model.set_friendly_name("segment")
-    for position, operation in enumerate(model.get_ordered_ops()):
-        operation.set_friendly_name(f"{operation.get_type_name()}_{position}")
+    number_operations(model)
     # Ports keep the program's order; the names that the converter gives them are its own.
     for port, name in zip(model.inputs, segment.input_names, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, segment.output_names, strict=True):
         port.get_tensor().set_names({name})
     return model
+
+
+def number_operations(model: openvino.Model) -> None:
+    """Names operations by their order.
+
+    The converter numbers what it makes through the life of the process: one segment would give many plans.
+    """
+    model.set_friendly_name("segment")
+    for position, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{position}")

@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     """Declares the command."""
     calibrate = commands.add_parser("calibrate", help="measure this machine for the cost model; about a minute")
     calibrate.add_argument("--backend", default="auto", help="auto, openvino or eager")
-    calibrate.add_argument("--precision", default="auto", help="auto (the fastest native one), f32 or bf16")
+    calibrate.add_argument("--precision", default="auto", help="auto (the fastest native float), f32, bf16 or int8")
     calibrate.add_argument("--fresh", action="store_true", help="measure again although a profile is kept")
     calibrate.add_argument("--cache-dir", type=Path, help="where it is kept (default: the user's cache)")
     calibrate.add_argument("--no-progress", action="store_true")
@@ -27,13 +27,13 @@ def _run(options: argparse.Namespace) -> None:
     from mpcompile.backends import find_backend
     from mpcompile.cost.profiles import describe_profile, find_profile
     from mpcompile.progress import StageProgress
-    from mpcompile.segment import BuildConfig
+    from mpcompile.segment import BuildConfig, fastest_float
     from mpcompile.store import Store
 
     silence_transformers()
     backend = find_backend(options.backend)
     native = backend.precisions()
-    precision = native[-1] if options.precision == "auto" else options.precision
+    precision = fastest_float(native) if options.precision == "auto" else options.precision
     if precision not in native:
         raise SettingError(f"--precision: {precision!r}; {backend.name} runs {', '.join(native)} here, or auto")
     with StageProgress(not options.no_progress) as bars, bars.stage("calibrate") as stage:

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     optimize.add_argument("--batch-size", type=int, default=1)
     optimize.add_argument("--device", default="auto")
     optimize.add_argument("--backend", default="auto", help="auto, openvino or eager")
-    optimize.add_argument("--precision", default="auto", help="auto, f32 or bf16")
+    optimize.add_argument("--precision", default="auto", help="auto, f32, bf16 or int8")
     optimize.add_argument("--max-texts", type=int, default=4000)
     optimize.add_argument("--seed", type=int, default=0)
     optimize.add_argument("--cache-dir", type=Path, help="where slow results are kept (default: the user's cache)")

@@ -214,7 +214,9 @@ class GridBench:
         heads = {layer: ExitHead(captured.hidden_size, captured.num_labels).eval() for layer in exit_layers}
         self.segments = partition(captured, heads, prune_layers, None, precision)
         profile = default_profile(captured.max_length)
-        self._engines = [backend.load(backend.build(s, profile, config), s, config) for s in self.segments]
+        samples = [_random_samples(s) if precision == "int8" else None for s in self.segments]
+        plans = [backend.build(s, profile, config, given) for s, given in zip(self.segments, samples, strict=True)]
+        self._engines = [backend.load(plan, s, config) for plan, s in zip(plans, self.segments, strict=True)]
         self._work = estimate_work(captured, backend.name)
         self._grid = grid
 
@@ -280,6 +282,12 @@ def make_call(
     segment: Segment, engine: Engine, batch_size: int, seq_len: int, keep_ratio: float
 ) -> Callable[[], Mapping[str, np.ndarray]]:
     """A call of an engine with inputs of a size, without padding."""
+    inputs = random_inputs(segment, batch_size, seq_len, keep_ratio)
+    return lambda: engine(inputs)
+
+
+def random_inputs(segment: Segment, batch_size: int, seq_len: int, keep_ratio: float) -> dict[str, np.ndarray]:
+    """Inputs of a segment without padding."""
     rng = np.random.default_rng(0)
     if segment.index == 0:
         ids = rng.integers(0, 1000, (batch_size, seq_len))
@@ -299,8 +307,12 @@ def make_call(
     for layer in segment.prune_layers:
         kept = count_kept(keep_ratio, kept)
         inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = kept, np.arange(int(kept[0]))
-    inputs = {name: inputs[name] for name in segment.input_names}
-    return lambda: engine(inputs)
+    return {name: inputs[name] for name in segment.input_names}
+
+
+def _random_samples(segment: Segment) -> list[dict[str, np.ndarray]]:
+    """What an int8 engine is calibrated on whose time alone matters."""
+    return [random_inputs(segment, 1, seq_len, 0.5) for seq_len in (8, 16, 24, 32)]
 
 
 def describe_sample(

@@ -74,7 +74,8 @@ def declare_rates(device: Device, precision: str) -> Rates:
 
     Args:
         device: its peaks.
-        precision: of matrix products and of what moves; attention runs in f16 where that is int8 or fp8.
+        precision: of matrix products and of what moves. Where that is int8 or fp8, attention runs in f16 on a GPU;
+            on a CPU attention and what moves are of its fastest float, as in OpenVINO's graphs.
 
     Raises:
         SettingError: when the device has no such precision.
@@ -83,7 +84,11 @@ def declare_rates(device: Device, precision: str) -> Rates:
     if precision not in peaks:
         raise SettingError(f"precision: {precision!r}; {device.name} has {', '.join(peaks)}: choose one of these")
     is_gpu = device.kind == "gpu"
-    attention = "f16" if is_gpu and precision in ("int8", "fp8") else precision
+    attention = moved = precision
+    if is_gpu and precision in ("int8", "fp8"):
+        attention = "f16"
+    elif not is_gpu and precision == "int8":
+        attention = moved = "bf16" if "bf16" in peaks else "f32"
     return Rates(
         name=f"{device.name} {precision}",
         matmul_flops_per_s=MATMUL_SHARE * peaks[precision],
@@ -101,5 +106,5 @@ def declare_rates(device: Device, precision: str) -> Rates:
         tiles=GPU_TILES if is_gpu else ((1, 1, 1.0),),
         # A core waits for the weights of a small product; thousands of threads hide that.
         overlap=1.0 if is_gpu else 0.0,
-        activation_bytes=ELEMENT_BYTES[precision],
+        activation_bytes=ELEMENT_BYTES[moved],
     )

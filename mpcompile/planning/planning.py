@@ -124,7 +124,8 @@ def _choose_precision(device: Device, precision: str) -> str:
 def _list_native() -> tuple[str, ...]:
     """Precisions of this machine, the fastest first: what `mpcompile calibrate` measures, too."""
     try:
-        return find_backend("openvino").precisions()[::-1]
+        precisions = find_backend("openvino").precisions()
+        return tuple(name for name in precisions[::-1] if name != "int8")
     except BackendError:
         return ("bf16", "f32")
 

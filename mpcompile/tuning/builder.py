@@ -10,18 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mpcompile.artifact import MANIFEST, REPORT, Manifest, read_manifest
 from mpcompile.backends import find_backend
+from mpcompile.backends.quantise import find_quantiser
 from mpcompile.build import build_plans, make_runner
 from mpcompile.errors import SettingError
 from mpcompile.loading import Sources, load_sources, plan_path
 from mpcompile.operating_point import OperatingPoint
+from mpcompile.recording import CalibrationTexts
 from mpcompile.report import Report
 from mpcompile.runtime import Runner
 from mpcompile.segment import BuildConfig, OptimizationProfile, Segment, default_profile
 from mpcompile.store import Store, digest
 from mpcompile.tuning.cuts import Cuts, find_cuts, find_used_cuts, fit_point_maybe, merge_split_tokens
 from mpcompile.tuning.variant import SPLIT_SCALES, Variant
+
+_CALIBRATED = 16
+"""Batches that an unpruned engine in int8 is calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class VariantBuilder:
     Raises:
         ArtifactError: when it is damaged or foreign.
         SettingError: when this machine does not run its precision.
+        BackendError: when its precision is int8 and nncf is not installed.
     """
 
     def __init__(self, directory: Path, profile: OptimizationProfile, cache_dir: Path | None) -> None:
@@ -88,6 +96,8 @@ class VariantBuilder:
                 f"{directory}: its engines run in {precision}, this machine in {', '.join(self.backend.precisions())}; "
                 "optimize the model here, then tune that"
             )
+        if precision == "int8":
+            find_quantiser()  # the unpruned engine will need it; better said now
 
     @property
     def cuts(self) -> Cuts:
@@ -124,11 +134,16 @@ class VariantBuilder:
         config = built.variant.config
         return make_runner(self.backend, built.segments, built.plans, config, num_labels, built.split_tokens)
 
-    def load_unpruned(self) -> Runner:
-        """The whole model as one engine, in the artifact's precision: the baseline."""
+    def load_unpruned(self, batches: Sequence[dict[str, np.ndarray]]) -> Runner:
+        """The whole model as one engine, in the artifact's precision: the baseline.
+
+        Args:
+            batches: to calibrate on in int8; the engine is timed and nothing else.
+        """
         cuts = Cuts((self.sources.captured.num_layers,), ())
         profile = self.manifest.profile or default_profile(self.manifest.signature.max_length)
-        segments, plans = self._rebuild(self.manifest.segments[0].precision, cuts, profile)
+        calibration = CalibrationTexts(tuple(batches[:_CALIBRATED]))
+        segments, plans = self._rebuild(self.manifest.segments[0].precision, cuts, profile, calibration)
         num_labels = self.manifest.signature.num_labels
         return make_runner(self.backend, segments, plans, BuildConfig(), num_labels, [SPLIT_SCALES[-1]])
 
@@ -144,17 +159,23 @@ class VariantBuilder:
         manifest = self.manifest
         is_own = (variant.cuts, variant.profile) == ("front", "given")
         is_fresh = self.backend.fingerprint() == manifest.fingerprint and self.backend.name != "eager"
+        # Engines in int8 are not rebuilt: that takes texts.
+        is_fresh = is_fresh or variant.precision == "int8"
         if not is_own or not is_fresh or variant.precision != manifest.segments[0].precision:
             return None
         plans = tuple(plan_path(self.directory, segment.index).read_bytes() for segment in manifest.segments)
         return manifest.segments, plans
 
     def _rebuild(
-        self, precision: str, cuts: Cuts, profile: OptimizationProfile
+        self,
+        precision: str,
+        cuts: Cuts,
+        profile: OptimizationProfile,
+        calibration: CalibrationTexts | None = None,
     ) -> tuple[tuple[Segment, ...], tuple[bytes, ...]]:
         segments = self._partition(cuts, precision)
         key = f"{self._digest} {cuts}"
-        plans = build_plans(self.backend, segments, profile, BuildConfig(), self.store, key)
+        plans = build_plans(self.backend, segments, profile, BuildConfig(), self.store, key, calibration=calibration)
         return segments, tuple(plans)
 
     def _partition(self, cuts: Cuts, precision: str) -> tuple[Segment, ...]:

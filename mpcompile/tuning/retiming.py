@@ -72,7 +72,7 @@ def retime(builder: VariantBuilder, batches: Sequence[dict[str, np.ndarray]], va
     ]
     points = {i: _at(point, variant.precision) for i, point in enumerate(fitted) if point is not None}
     exits = dataclasses.replace(built.point, keep_ratios=(1.0,) * len(built.point.keep_ratios))
-    unpruned = builder.load_unpruned()
+    unpruned = builder.load_unpruned(batches)
     whole = OperatingPoint((builder.sources.captured.num_layers,), precision=variant.precision)
     original_calls, num_threads = _original_calls(builder, batches)
     timings = measure_interleaved(

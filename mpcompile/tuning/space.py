@@ -79,6 +79,9 @@ def build_space(
 ) -> Space:
     """Lists every variant that may be measured.
 
+    Quantising takes texts and changes answers, so that engines in int8 are kept as they are and others stay in
+    floating point.
+
     Args:
         start: what the artifact is.
         front: its operating points.
@@ -88,14 +91,15 @@ def build_space(
         batch_size: of the workload.
     """
     threads = _count_choices(start.num_threads, machine)
+    is_int8 = start.precision == "int8"
     choices: dict[str, tuple[Any, ...]] = {
         "point": tuple(range(len(front))),
-        "precision": machine.precisions,
+        "precision": ("int8",) if is_int8 else tuple(name for name in machine.precisions if name != "int8"),
         "num_threads": threads,
         "num_streams": tuple(sorted({1, start.num_streams, *_powers_of_two(machine.num_threads)})),
-        "cuts": CUTS,
+        "cuts": ("front",) if is_int8 else CUTS,
         "split_scale": SPLIT_SCALES,
-        "profile": PROFILES,
+        "profile": ("given",) if is_int8 else PROFILES,
     }
     used = [find_used_cuts(row.point) for row in front]
 

@@ -63,8 +63,11 @@ def test_attention_of_narrow_products_runs_in_f16(precision: str) -> None:
     assert rates.attention_flops_per_s == declare_rates(GPU, "f16").attention_flops_per_s
 
 
-def test_attention_of_a_cpu_runs_in_the_precision_of_its_products() -> None:
-    assert declare_rates(CPU, "int8").attention_flops_per_s == pytest.approx(0.35 * 4e12)
+def test_attention_beside_int8_products_of_a_cpu_runs_in_bf16() -> None:
+    rates = declare_rates(CPU, "int8")
+    assert rates.matmul_flops_per_s == pytest.approx(0.6 * 4e12)
+    assert rates.attention_flops_per_s == pytest.approx(0.35 * 2e12)
+    assert rates.activation_bytes == 2
 
 
 @pytest.mark.parametrize(("precision", "size"), [("f32", 4), ("f16", 2), ("fp8", 1), ("int8", 1)])

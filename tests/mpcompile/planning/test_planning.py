@@ -23,7 +23,7 @@ from mpcompile.errors import BackendError, CaptureError, DataError, SettingError
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.planning import planning
 from mpcompile.planning.plan import Plan
-from mpcompile.segment import BuildConfig
+from mpcompile.segment import BuildConfig, fastest_float
 from mpcompile.store import Store
 from tests.models import MAX_POSITIONS
 
@@ -55,7 +55,7 @@ def test_every_known_device_is_planned_for(plan_tiny: PlanTiny, device: str) -> 
     assert (plan.device, plan.speedup, plan.point.exit_layers) == (device, 1.0, (3,))
     assert 0.0 < plan.floor_s <= plan.unpruned_s < 1.0
     assert plan.reachable_speedup >= 1.0
-    assert plan.precision == ("f16" if DEVICES[device].kind == "gpu" else OpenVinoBackend().precisions()[-1])
+    assert plan.precision == ("f16" if DEVICES[device].kind == "gpu" else fastest_float(OpenVinoBackend().precisions()))
     assert device in str(plan)
 
 

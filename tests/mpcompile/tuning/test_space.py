@@ -88,6 +88,20 @@ def test_precision_stays_where_answers_cannot_be_compared(make_space: Callable[.
     assert values(make_space(), "precision") == {"f32", "bf16"}
 
 
+def test_float_engines_are_not_quantised(front: tuple[MeasuredPoint, ...]) -> None:
+    machine = dataclasses.replace(MACHINE, precisions=("f32", "bf16", "int8"))
+    space = build_space(START, front, CUTS, machine, Limits(frozenset({0, 1}), True, True), 32)
+    assert space.choices["precision"] == ("f32", "bf16")
+
+
+def test_int8_engines_are_not_built_again(front: tuple[MeasuredPoint, ...]) -> None:
+    machine = dataclasses.replace(MACHINE, precisions=("f32", "bf16", "int8"))
+    start = dataclasses.replace(START, precision="int8")
+    space = build_space(start, front, CUTS, machine, Limits(frozenset({0, 1}), True, True), 32)
+    assert space.candidates
+    assert {(v.precision, v.cuts, v.profile) for v in space.candidates} == {("int8", "front", "given")}
+
+
 def test_profile_of_the_workload_is_tried_where_it_differs(make_space: Callable[..., Space]) -> None:
     assert values(make_space(narrows=False), "profile") == {"given"}
     assert values(make_space(), "profile") == {"given", "workload"}

@@ -1,0 +1,148 @@
+"""The choice of a precision: points are searched in each that may be taken, and the better front is kept.
+
+All points of an artifact share one precision, as they share their engines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.backends.quantise import find_missing_maybe, find_quantiser
+from mpcompile.choosing import Chosen, choose_from_texts, measure_cost_model
+from mpcompile.context import Context, TextPart
+from mpcompile.errors import SettingError
+from mpcompile.measuring import measure_engine_gain
+from mpcompile.recording import CalibrationTexts
+from mpcompile.reference import build_unpruned
+from mpcompile.runtime import Runtime
+from mpcompile.segment import fastest_float
+from mpcompile.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InPrecision:
+    """What optimizing in one precision comes to, before engines are built.
+
+    Attributes:
+        context: with that precision.
+        unpruned: the whole model as one engine.
+        engine_gain: times the speed of the original that it has.
+        chosen: candidates for the front.
+    """
+
+    context: Context
+    unpruned: Runtime
+    engine_gain: float
+    chosen: Chosen
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is expected of a candidate.
+
+    Attributes:
+        speedup: over the original, predicted.
+        drop: loss beyond the original's on held-out texts.
+    """
+
+    speedup: float
+    drop: float
+
+
+def check_precision(settings: Settings, has_texts: bool) -> None:
+    """Refuses int8 where it cannot be made, before anything slow.
+
+    Raises:
+        SettingError: when there are no texts to calibrate on.
+        BackendError: when nncf is not installed.
+    """
+    if settings.precision != "int8":
+        return
+    if not has_texts:
+        raise SettingError("precision: 'int8' is calibrated on texts; pass texts=... of the model's domain")
+    find_quantiser()
+
+
+def choose_precision(context: Context, part: TextPart, length: int) -> tuple[InPrecision, tuple[str, ...]]:
+    """Searches points in the precision of the context, and in int8 too where precision is "auto".
+
+    Args:
+        context: with the precision that was asked for, or the fastest float.
+        part: texts for choosing, with the original's answers.
+        length: their typical one.
+
+    Returns:
+        The better one by `pick_precision`, and what is to be said about it.
+    """
+    assert context.encoder is not None
+    context = dataclasses.replace(context, calibration=CalibrationTexts.draw(context.encoder, part.encoded))
+    precisions, notes = list_precisions(context)
+    offers = [_choose_in(dataclasses.replace(context, precision=name), part, length) for name in precisions]
+    if len(offers) == 1:
+        return offers[0], notes
+    expected = [_expect(offer, part) for offer in offers]
+    best = pick_precision(expected, context.settings.target_speedup, context.settings.max_drop)
+    note = f"precision: {precisions[best]} was taken of {' and '.join(precisions)}, by what was predicted"
+    logger.info(note)
+    return offers[best], (*notes, note)
+
+
+def list_precisions(context: Context) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Precisions to search points in, the float first, and what is to be said about those left out."""
+    native = context.backend.precisions()
+    if context.settings.precision != "auto" or "int8" not in native:
+        return (context.precision,), ()
+    missing = find_missing_maybe()
+    if missing is not None:
+        return (context.precision,), (f"int8 was not tried: {missing}",)
+    return (fastest_float(native), "int8"), ()
+
+
+def pick_precision(offers: Sequence[Sequence[Expected]], target_speedup: float, max_drop: float | None) -> int:
+    """Index of the precision with the best candidate.
+
+    With `max_drop` that is the fastest candidate that loses no more; without, the one that loses least among
+    those that reach the target, or the fastest where none does. Where no candidate loses as little as
+    `max_drop`, it is the one that loses least. Equals go to the precision that comes first, the more exact one.
+
+    Args:
+        offers: candidates of each precision.
+        target_speedup: times the original.
+        max_drop: loss allowed.
+    """
+    every = [(index, candidate) for index, candidates in enumerate(offers) for candidate in candidates]
+    if max_drop is None:
+        fitting = [(i, c) for i, c in every if c.speedup >= target_speedup]
+        if not fitting:
+            return max(every, key=lambda item: item[1].speedup)[0]
+        return min(fitting, key=lambda item: (item[1].drop, -item[1].speedup))[0]
+    fitting = [(i, c) for i, c in every if c.drop <= max_drop]
+    if not fitting:
+        return min(every, key=lambda item: (item[1].drop, -item[1].speedup))[0]
+    return max(fitting, key=lambda item: item[1].speedup)[0]
+
+
+def _choose_in(context: Context, part: TextPart, length: int) -> InPrecision:
+    with context.progress.stage(f"unpruned engine in {context.precision}"):
+        unpruned = build_unpruned(context, context.precision)
+    cost = measure_cost_model(context, unpruned, length)
+    engine_gain = measure_engine_gain(context, unpruned, part)
+    target_gain = context.settings.target_speedup / engine_gain
+    return InPrecision(context, unpruned, engine_gain, choose_from_texts(context, cost, part, target_gain))
+
+
+def _expect(offer: InPrecision, part: TextPart) -> list[Expected]:
+    original_loss = float(np.mean(part.task.differs(part.original_answer, part.truth)))
+    size, cost = offer.context.settings.batch_size, offer.chosen.cost
+    unpruned_s = float((cost.predict_unpruned(np.float64(size), part.lengths) / size).mean())
+    return [
+        Expected(offer.engine_gain * unpruned_s / candidate.seconds, candidate.loss - original_loss)
+        for candidate in offer.chosen.candidates
+    ]
