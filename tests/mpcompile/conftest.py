@@ -18,7 +18,7 @@ from mpcompile.operating_point import OperatingPoint
 from mpcompile.partition import partition
 from mpcompile.report import Report
 from mpcompile.requests import ModelSignature
-from mpcompile.segment import BuildConfig, default_profile
+from mpcompile.segment import BuildConfig, default_profile, fastest_float
 from mpcompile.text import TextEncoder
 from tests.models import build_head
 
@@ -162,8 +162,8 @@ def no_user_cache(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
 def optimized(
     tiny_bert: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tiny_texts: list[str], cache_dir: Path
 ) -> mpcompile.OptimizedModel:
-    """The tiny BERT, optimized with the default options; shared, so leave its operating point as it is."""
-    model = copy.deepcopy(tiny_bert)
+    """The tiny BERT, optimized in floating point; shared, so leave its operating point as it is."""
+    model, precision = copy.deepcopy(tiny_bert), fastest_float(find_backend("auto").precisions())
     return mpcompile.optimize(
-        model, 1.0, tokenizer=tiny_tokenizer, texts=tiny_texts, progress=False, cache_dir=cache_dir
+        model, 1.0, tokenizer=tiny_tokenizer, texts=tiny_texts, precision=precision, progress=False, cache_dir=cache_dir
     )
