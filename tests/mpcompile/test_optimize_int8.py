@@ -1,5 +1,6 @@
 """Tests of the main job in int8: engines, front, report and an artifact that needs neither torch nor nncf."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
-from mpcompile.artifact import read_manifest
+from mpcompile.artifact import read_manifest, write_manifest
 from mpcompile.backends import find_backend
 from mpcompile.errors import SettingError
 from mpcompile.loading import load
@@ -73,9 +74,9 @@ def test_stale_engines_are_used_as_they_are(
     quantised: OptimizedModel, saved: Path, tmp_path: Path, tiny_texts: list[str]
 ) -> None:
     copied = quantised.save(tmp_path / "stale")
-    manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["fingerprint"]["openvino"] = "older"
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(copied)
+    fingerprint = {**manifest.fingerprint, "openvino": "older"}
+    write_manifest(copied, dataclasses.replace(manifest, fingerprint=fingerprint))
     again = load(copied)
     assert any(
         "used as they are, because int8 engines are rebuilt by optimizing" in note for note in again.report.notes
