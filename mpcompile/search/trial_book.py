@@ -20,7 +20,6 @@ from mpcompile.features import KeepSchedule
 from mpcompile.studies.ownership import check_identity, is_given_up, sign
 from mpcompile.studies.storage import hide_password, open_storage, storage_errors
 
-NAME = "mpcompile search"
 LEAST_KEPT, STEP = 0.3, 0.05
 _SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
 Curve = tuple[tuple[float, float], ...]
@@ -83,7 +82,10 @@ class TrialBook:
         storage = None if url is None else open_storage(url)
         with storage_errors(self._url):
             self._study = optuna.create_study(
-                study_name=NAME, storage=storage, directions=["minimize", "minimize"], load_if_exists=True
+                study_name=name_study(precisions),
+                storage=storage,
+                directions=["minimize", "minimize"],
+                load_if_exists=True,
             )
             where = f"study at {hide_password(self._url)}"
             check_identity(self._study, identity, where, "mpcompile optimize --trials", "choose another --storage")
@@ -181,6 +183,11 @@ class TrialBook:
 
     def _trials(self, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=None if states is None else tuple(states))
+
+
+def name_study(precisions: Sequence[str]) -> str:
+    """Name of a search in its database, where that of the same model in another precision may stand beside it."""
+    return f"mpcompile search, {' and '.join(precisions)}"
 
 
 def _is_allowed(distribution: BaseDistribution, value: Any) -> bool:

@@ -13,7 +13,7 @@ from mpcompile.errors import SettingError, StudyError
 from mpcompile.features import KeepSchedule
 from mpcompile.search.pricing import Pricer
 from mpcompile.search.study import EARLY_SHARE
-from mpcompile.search.trial_book import LEAST_KEPT, NAME, STEP
+from mpcompile.search.trial_book import LEAST_KEPT, STEP, name_study
 from tests.mpcompile.search.fakes import (
     COST,
     FIXED,
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def trials_in(path: Path) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name=NAME, storage=f"sqlite:///{path}").trials
+    return optuna.load_study(study_name=name_study(["f32"]), storage=f"sqlite:///{path}").trials
 
 
 def schedule_of(trial: optuna.trial.FrozenTrial) -> KeepSchedule:
