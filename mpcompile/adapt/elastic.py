@@ -1,0 +1,192 @@
+"""Elastic fine-tuning: the rewritten graph itself is trained, so that what is trained is what is deployed.
+
+One training serves every operating point: each step draws other keep ratios (LengthDrop, Kim & Cho 2021,
+arXiv 2010.07003), answers at all exits at once, and learns from the original model's own answers.
+
+Shapes: N texts, C outputs of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpcompile.adapt.checkpoint import Checkpoint
+from mpcompile.adapt.losses import Loss, SingleLabelLoss
+from mpcompile.adapt.trainer import ElasticSettings, TaughtTexts, Trainer, copy_graph, name_weights
+from mpcompile.capture import CapturedModel
+from mpcompile.errors import DataError
+from mpcompile.progress import Stage
+from mpcompile.store import Store, digest_arrays
+from mpcompile.text import TextEncoder
+from passes import ExitHead
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the way of training: results of another are not taken from the store."""
+DEFAULTS = ElasticSettings()
+DISTILLATION = SingleLabelLoss()
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """A model that answers at every exit and under every schedule of keep ratios.
+
+    Attributes:
+        captured: the model with trained weights.
+        heads: trained, by exit layer.
+    """
+
+    captured: CapturedModel
+    heads: dict[int, ExitHead]
+
+
+def train_elastic(
+    captured: CapturedModel,
+    heads: Mapping[int, ExitHead],
+    prune_layers: tuple[int, ...],
+    training: TaughtTexts,
+    validation: TaughtTexts,
+    encoder: TextEncoder,
+    store: Store,
+    settings: ElasticSettings = DEFAULTS,
+    loss: Loss = DISTILLATION,
+    stage: Stage = lambda share: None,
+) -> Elastic:
+    """Trains backbone and exit heads together; a run that was killed goes on from its last checkpoint.
+
+    The weights with the lowest loss on `validation` are returned, those before training among them.
+
+    Args:
+        captured: left as it is.
+        heads: by exit layer, where training starts from; best trained on frozen features first.
+        prune_layers: layers that prune.
+        training: texts to learn from; labels are used when given.
+        validation: texts that are never learned from, for early stopping.
+        encoder: pads the texts.
+        store: keeps the result, and checkpoints beside it.
+        settings: how to train.
+        loss: of every output.
+        stage: told the share of the run that is done.
+
+    Raises:
+        DataError: when texts, answers and labels differ in number, or there are none.
+    """
+    _check(captured, training, "training")
+    _check(captured, validation, "validation")
+    key = _describe_run(captured, heads, prune_layers, (training, validation), settings, loss)
+    arrays = store.find_maybe(key)
+    if arrays is None:
+        checkpoint = Checkpoint(store.directory / "checkpoints", key)
+        trainer = Trainer(captured, heads, prune_layers, encoder, settings, loss)
+        _fit(trainer, training, validation, checkpoint, settings, stage)
+        arrays = {name: value.numpy() for name, value in trainer.best.items()}
+        store.keep(key, arrays)
+        checkpoint.remove()
+    return _assemble(captured, heads, arrays)
+
+
+def _fit(
+    trainer: Trainer,
+    training: TaughtTexts,
+    validation: TaughtTexts,
+    checkpoint: Checkpoint,
+    settings: ElasticSettings,
+    stage: Stage,
+) -> None:
+    """Steps and evaluations until the end, a time limit or a stall."""
+    _restore(trainer, checkpoint)
+    if not trainer.validation_loss:
+        logger.info("validation loss before training: %.4f", trainer.evaluate(validation))
+    saved_s = time.monotonic()
+    while trainer.share_done(len(training)) < 1.0 and not trainer.is_stalled:
+        trainer.train_step(training)
+        share = trainer.share_done(len(training))
+        if trainer.step % settings.steps_per_evaluation == 0 or share == 1.0:
+            logger.info("step %d: validation loss %.4f", trainer.step, trainer.evaluate(validation))
+        if time.monotonic() - saved_s >= settings.seconds_per_checkpoint:
+            checkpoint.save(trainer.state())
+            saved_s = time.monotonic()
+        stage(share)
+    best_step, best_loss = min(trainer.validation_loss, key=lambda entry: entry[1])
+    logger.info("best of %d steps, %.0f s: %.4f after step %d", trainer.step, trainer.elapsed_s, best_loss, best_step)
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    state = checkpoint.load_maybe()
+    if state is not None:
+        try:
+            trainer.restore(state)
+        except (ValueError, KeyError, TypeError) as error:
+            checkpoint.set_aside(str(error))
+
+
+def _check(captured: CapturedModel, texts: TaughtTexts, name: str) -> None:
+    shape = (len(texts), captured.num_labels)
+    if len(texts) == 0:
+        raise DataError(f"{name}: no texts; elastic fine-tuning needs some, better thousands")
+    if texts.teacher_logits.shape != shape:
+        raise DataError(f"{name}: answers of the original have shape {texts.teacher_logits.shape}, expected {shape}")
+    if texts.labels is not None and len(texts.labels) != len(texts):
+        raise DataError(f"{name}: {len(texts.labels)} labels for {len(texts)} texts; one each is expected")
+
+
+def _describe_run(
+    captured: CapturedModel,
+    heads: Mapping[int, ExitHead],
+    prune_layers: tuple[int, ...],
+    parts: tuple[TaughtTexts, ...],
+    settings: ElasticSettings,
+    loss: Loss,
+) -> dict[str, object]:
+    """Everything that decides the result. How often a checkpoint is written does not."""
+    decisive = {k: v for k, v in dataclasses.asdict(settings).items() if k != "seconds_per_checkpoint"}
+    return {
+        "kind": "elastic",
+        "version": VERSION,
+        "model": _digest_weights(name_weights(captured.graph_module)),
+        "graph": [str(node.target) for node in captured.graph_module.graph.nodes],
+        "heads": {str(layer): _digest_weights(name_weights(head)) for layer, head in sorted(heads.items())},
+        "prune_layers": prune_layers,
+        "texts": [_digest_texts(part) for part in parts],
+        "settings": decisive,
+        "loss": repr(loss),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _digest_weights(weights: Mapping[str, Tensor]) -> str:
+    return digest_arrays({name: value.detach().cpu().numpy() for name, value in weights.items()})
+
+
+def _digest_texts(texts: TaughtTexts) -> str:
+    arrays = {f"ids_{i}": tokens.ids for i, tokens in enumerate(texts.encoded)}
+    arrays |= {f"types_{i}": tokens.type_ids for i, tokens in enumerate(texts.encoded)}
+    labels = {} if texts.labels is None else {"labels": texts.labels}
+    return digest_arrays({**arrays, "teacher_logits": texts.teacher_logits, **labels})
+
+
+def _assemble(captured: CapturedModel, heads: Mapping[int, ExitHead], arrays: Mapping[str, np.ndarray]) -> Elastic:
+    """The captured model and its heads with trained weights."""
+    graph_module = copy_graph(captured.graph_module)
+    trained = {layer: _copy_head(head) for layer, head in sorted(heads.items())}
+    named = dict(name_weights(graph_module))
+    for layer, head in trained.items():
+        named |= {f"exits.{layer}.{name}": weight for name, weight in name_weights(head).items()}
+    with torch.no_grad():
+        for name, weight in named.items():
+            weight.copy_(torch.from_numpy(arrays[name]))
+    return Elastic(dataclasses.replace(captured, graph_module=graph_module), trained)
+
+
+def _copy_head(head: ExitHead) -> ExitHead:
+    copied = ExitHead(head.hidden.in_features // 2, head.output.out_features, head.hidden.out_features)
+    return copied.eval().requires_grad_(False)
