@@ -7,6 +7,7 @@ engines/N.plan      one engine per segment
 model/              the original as Hugging Face saves it: config.json, model.safetensors; one without a head also as
                     sentence-transformers does
 exits.safetensors   weights of the exit heads
+backbone.safetensors weights that took the place of the original's, where it was fine-tuned
 tokenizer.json, tokenization.json
 """
 
@@ -32,11 +33,12 @@ from mpcompile.task import Task
 
 FORMAT = "mpcompile"
 FORMAT_VERSION = 2
-MANIFEST, CHECKSUM, REPORT, EXITS, MODEL = (
+MANIFEST, CHECKSUM, REPORT, EXITS, BACKBONE, MODEL = (
     "manifest.json",
     "manifest.sha256",
     "report.json",
     "exits.safetensors",
+    "backbone.safetensors",
     "model",
 )
 _STALE_S = 3600.0

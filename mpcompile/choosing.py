@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpcompile.adapt.elastic import ElasticHeads
 from mpcompile.adapt.frozen import TrainedHeads, train_exit_heads
 from mpcompile.context import Context, TextPart, describe_calibration
 from mpcompile.cost.model import CostModel
@@ -23,7 +24,6 @@ from mpcompile.search.candidates import Candidate, thin
 from mpcompile.search.front import PointSearch
 from mpcompile.search.held_out import HeldOut
 from mpcompile.search.pricing import Pricer
-from mpcompile.segment import fastest_float
 from mpcompile.store import digest_arrays
 from mpcompile.timing import measure_interleaved
 from mpcompile.workload import random_batch
@@ -79,35 +79,40 @@ def _measured_over_predicted(
     return timing.median_s / float(cost.predict_unpruned(batch_size, np.float64(length)))
 
 
-def choose_from_texts(context: Context, cost: CostModel, part: TextPart, target_gain: float) -> Chosen:
+def choose_from_texts(
+    context: Context, cost: CostModel, part: TextPart, target_gain: float, trained: ElasticHeads | None = None
+) -> Chosen:
     """Trains heads and searches points on held-out answers.
 
     Args:
         cost: predicts time.
         part: texts for choosing, with the original's answers.
         target_gain: speed that is wanted, times that of the unpruned engine.
+        trained: heads that were trained on other texts; None to train them on these, by cross-fitting.
     """
-    trained = train_heads(context, part)
-    collector = _Collector(context, _exits(context) if trained else (), part)
+    heads: TrainedHeads | ElasticHeads | None = None
+    if context.settings.exits:
+        heads = train_heads(context, part) if trained is None else trained
+    collector = _Collector(context, tuple(sorted(heads.heads)) if heads else (), part)
     held_out = []
     for schedule in collector.schedules:
         features = collector.collect(schedule)
-        logits = trained.predict_held_out(features.pooled) if trained else {}
+        logits = heads.predict_held_out(features.pooled) if heads else {}
         logits = {**logits, context.captured.num_layers: features.logits}
         held_out.append(HeldOut.from_logits(schedule, logits, part.task))
     size = context.settings.batch_size
     pricer = Pricer(part.truth, part.lengths, cost, size, context.precision, part.task)
     if context.settings.trials:
-        held_out += _search_schedules(context, collector, trained, held_out, pricer, target_gain)
+        held_out += _search_schedules(context, collector, heads, held_out, pricer, target_gain)
     with context.progress.stage("search operating points") as stage:
         candidates = PointSearch(held_out, pricer).search(target_gain, stage)
-    return finish_choice(context, cost, candidates, trained.heads if trained else {})
+    return finish_choice(context, cost, candidates, heads.heads if heads else {})
 
 
 def _search_schedules(
     context: Context,
     collector: _Collector,
-    trained: TrainedHeads | None,
+    heads: TrainedHeads | ElasticHeads | None,
     fixed: list[HeldOut],
     pricer: Pricer,
     target_gain: float,
@@ -116,7 +121,7 @@ def _search_schedules(
     from mpcompile.search.study import StudySettings, search_study  # needs Optuna, which is optional
 
     settings = context.settings
-    answers = HeldOutAnswers(context, collector, trained)
+    answers = HeldOutAnswers(context, collector, heads)
     identity = {
         "model": context.digest,
         "texts": collector.texts_digest,
@@ -137,9 +142,9 @@ def _search_schedules(
 class HeldOutAnswers:
     """Answers of some of the texts under any schedule, from the store where they were computed before."""
 
-    def __init__(self, context: Context, collector: _Collector, trained: TrainedHeads | None) -> None:
-        self._context, self._collector, self._trained = context, collector, trained
-        weights = {} if trained is None else {k: v.numpy() for k, v in trained.stack.state_dict().items()}
+    def __init__(self, context: Context, collector: _Collector, heads: TrainedHeads | ElasticHeads | None) -> None:
+        self._context, self._collector, self._heads = context, collector, heads
+        weights = {} if heads is None else {k: v.numpy() for k, v in heads.stack.state_dict().items()}
         self.heads_digest = digest_arrays(weights)
 
     def __call__(self, schedule: KeepSchedule, precision: str, index: np.ndarray) -> HeldOut:
@@ -149,7 +154,7 @@ class HeldOutAnswers:
 
         def compute() -> dict[str, np.ndarray]:
             features = self._collector.run(schedule, index)
-            logits = {} if self._trained is None else self._trained.predict_held_out(features.pooled, index)
+            logits = {} if self._heads is None else self._heads.predict_held_out(features.pooled, index)
             logits[self._context.captured.num_layers] = features.logits
             return HeldOut.from_logits(schedule, logits, self._context.task).to_arrays()
 
@@ -158,10 +163,10 @@ class HeldOutAnswers:
 
 def train_heads(context: Context, part: TextPart) -> TrainedHeads | None:
     """Exit heads, trained on what the unpruned model computes in floating point: all precisions share them."""
-    if context.settings.adapt != "frozen" or not context.task.has_exits:
+    exits = find_exits(context)
+    if not exits or context.settings.adapt != "frozen":
         return None
-    precision = context.precision if context.precision != "int8" else fastest_float(context.backend.precisions())
-    collector = _Collector(dataclasses.replace(context, precision=precision), _exits(context), part)
+    collector = _Collector(dataclasses.replace(context, precision=context.float_precision), exits, part)
     plain = KeepSchedule(collector.prune_layers, (1.0,) * len(collector.prune_layers))
     return _train(context, collector.collect(plain))
 
@@ -216,8 +221,10 @@ def _train(context: Context, features: Features) -> TrainedHeads:
         return train_exit_heads(features.pooled, features.logits, num_folds, context.settings.seed, stage, context.task)
 
 
-def _exits(context: Context) -> tuple[int, ...]:
-    """Off-ramps to train heads for: the usual ones, and those of the user's plan."""
+def find_exits(context: Context) -> tuple[int, ...]:
+    """Off-ramps to train heads for: the usual ones, and those of the user's plan; none without classes."""
+    if not context.task.has_exits:
+        return ()
     plan, num_layers = context.settings.plan, context.captured.num_layers
     planned = () if plan is None else plan.point.exit_layers[:-1]
     return tuple(sorted({*exit_candidates(num_layers), *planned}))
@@ -248,6 +255,8 @@ class _Collector:
         self._context, self._exits, self._part = context, exits, part
         self.prune_layers, schedules = keep_schedules(context.captured.num_layers)
         self.schedules = tuple(dict.fromkeys((*schedules, *_planned(context))))
+        if not context.settings.pruning:
+            self.schedules = schedules[:1]
         self.texts_digest = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
         self._memory: dict[KeepSchedule, Features] = {}
 

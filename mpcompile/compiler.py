@@ -17,10 +17,11 @@ from mpcompile.build import build_plans, make_runtime
 from mpcompile.capture import capture, find_task
 from mpcompile.certifying import certify_front, check_amount
 from mpcompile.checking import Checked, check_point
-from mpcompile.choosing import Chosen, choose_without_texts, measure_cost_model
+from mpcompile.choosing import Chosen, choose_without_texts, find_exits, measure_cost_model
 from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
 from mpcompile.data import Examples, Label, load_examples
 from mpcompile.errors import SettingError
+from mpcompile.finetuning import finetune
 from mpcompile.front import Choice, MeasuredPoint, choose_point
 from mpcompile.labels import check_labels
 from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front
@@ -75,6 +76,10 @@ def optimize(
     show_texts: bool = True,
     trials: int = 0,
     storage: str | Path | None = None,
+    train_epochs: int = 10,
+    train_minutes: float | None = None,
+    exits: bool = True,
+    pruning: bool = True,
 ) -> OptimizedModel:
     """Compiles a fine-tuned encoder into the same model doing less work per input.
 
@@ -98,7 +103,8 @@ def optimize(
         max_drop: loss that is allowed, such as 0.005: half of the texts are then held out, and a point is only
             returned when they show that it loses no more (`certify`).
         confidence: with which they show it, and of the bound on the loss in the report.
-        adapt: "frozen" trains exit heads, "none" trains nothing.
+        adapt: "frozen" trains exit heads, "finetune" trains a copy of the model with them (slow; three fifths of
+            the texts go into it), "none" trains nothing.
         batch_size: examples that run together in the timed workload; lengths come from the texts.
         device: "auto" or "cpu".
         backend: "auto", "openvino" or "eager".
@@ -116,6 +122,9 @@ def optimize(
             the texts; Ctrl-C ends the search with what it has.
         storage: where the search keeps its study, a path of a SQLite file or a URL of an Optuna storage: a killed
             search resumes there, and many processes may share it. None keeps it in memory.
+        train_epochs: of "finetune", passes over its texts; it stops earlier where they bring nothing.
+        train_minutes: of "finetune", the time that it may take.
+        exits, pruning: False leaves one of the two out, to see what each brings.
 
     Raises:
         SettingError: when an option has a value that is not allowed.
@@ -129,6 +138,7 @@ def optimize(
         target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
         Path(cache_dir) if cache_dir is not None else None, Plan.load(plan) if isinstance(plan, str | Path) else plan,
         show_texts, trials, str(storage) if isinstance(storage, Path) else storage,
+        train_epochs, train_minutes, exits, pruning,
     )  # fmt: skip
     check_precision(settings, texts is not None)
     if texts is None and (labels is not None or max_drop is not None):
@@ -157,7 +167,10 @@ def optimize(
             chosen = choose_without_texts(context, cost, length)
         else:
             length = int(np.median(parts.choosing.lengths))
-            best, precision_notes = choose_precision(context, parts.choosing, length)
+            adapted, trained = context, None
+            if parts.training is not None:
+                adapted, trained = finetune(context, parts.training, find_exits(context))
+            best, precision_notes = choose_precision(context, adapted, trained, parts.choosing, length)
             context, unpruned, chosen = best.context, best.unpruned, best.chosen
         built = _build(context, chosen, length, unpruned, parts)
         front = measure_front(built.systems, chosen, _choosing(parts))
@@ -241,7 +254,8 @@ def _ask_about(context: Context, parts: Texts) -> Texts:
     choosing = ask_original(context, parts.choosing, "choosing")
     certifying = ask_original(context, parts.certifying, "held-out texts")
     task = context.task.calibrated(choosing.original_answer)
-    return Texts(dataclasses.replace(choosing, task=task), dataclasses.replace(certifying, task=task))
+    training = None if parts.training is None else ask_original(context, parts.training, "training")
+    return Texts(dataclasses.replace(choosing, task=task), dataclasses.replace(certifying, task=task), training)
 
 
 def _choosing(parts: Texts | None) -> TextPart | None:

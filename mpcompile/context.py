@@ -12,7 +12,7 @@ from mpcompile.errors import DataError, SettingError
 from mpcompile.labels import read_labels
 from mpcompile.progress import StageProgress
 from mpcompile.recording import CalibrationTexts
-from mpcompile.segment import Backend, BuildConfig
+from mpcompile.segment import Backend, BuildConfig, fastest_float
 from mpcompile.settings import Settings
 from mpcompile.source import Original
 from mpcompile.store import Store
@@ -20,6 +20,8 @@ from mpcompile.task import Task
 from mpcompile.text import TextEncoder, TokenIds
 
 MIN_TEXTS = 16
+TRAINING_SHARE = 0.75
+"""Of the texts that are not put aside for the certificate, how many train a backbone; the rest choose points."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Context:
     task: Task
     calibration: CalibrationTexts | None = None
 
+    @property
+    def float_precision(self) -> str:
+        """That of the engines, or the fastest float where they are int8."""
+        return self.precision if self.precision != "int8" else fastest_float(self.backend.precisions())
+
 
 def describe_calibration(context: Context) -> dict[str, str]:
     """What int8 engines depend on beside the model; nothing in other precisions."""
@@ -66,15 +73,17 @@ def describe_calibration(context: Context) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokenized texts, in two parts that never mix.
+    """Tokenized texts, in parts that never mix.
 
     Attributes:
-        choosing: for training heads and choosing points.
+        choosing: for training heads on a frozen backbone, and choosing points.
         certifying: for the certificate, read once, at the end.
+        training: for training the backbone with its heads; None where it stays frozen.
     """
 
     choosing: TextPart
     certifying: TextPart
+    training: TextPart | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ def count_held_out(settings: Settings, used: int) -> int:
 
 
 def split_texts(context: Context, examples: Examples) -> Texts:
-    """Draws at most `max_texts`, and puts some aside for the certificate.
+    """Draws at most `max_texts`, and puts some aside for the certificate, and some for training a backbone.
 
     Raises:
         DataError: when there are fewer than `MIN_TEXTS`.
@@ -159,4 +168,8 @@ def split_texts(context: Context, examples: Examples) -> Texts:
     order = np.random.default_rng(context.settings.seed).permutation(len(examples))[: context.settings.max_texts]
     part = encode_examples(context, examples.take(order), "texts")
     cut = len(order) - count_held_out(context.settings, len(order))
-    return Texts(part.take(np.arange(cut)), part.take(np.arange(cut, len(order))))
+    certifying = part.take(np.arange(cut, len(order)))
+    if context.settings.adapt != "finetune":
+        return Texts(part.take(np.arange(cut)), certifying)
+    start = round(TRAINING_SHARE * cut)
+    return Texts(part.take(np.arange(start, cut)), certifying, part.take(np.arange(start)))

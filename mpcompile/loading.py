@@ -8,12 +8,12 @@ import importlib.util
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcompile.artifact import EXITS, MANIFEST, MODEL, REPORT, Manifest, read_manifest
+from mpcompile.artifact import BACKBONE, EXITS, MANIFEST, MODEL, REPORT, Manifest, read_manifest
 from mpcompile.backends import find_backend
 from mpcompile.build import build_plans, make_runner
 from mpcompile.errors import ArtifactError
@@ -24,6 +24,8 @@ from mpcompile.store import Store
 from mpcompile.text import TextEncoder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mpcompile.capture import CapturedModel
     from passes import ExitHead
 
@@ -129,7 +131,7 @@ class Sources:
     """What segments are made from. Needs torch and transformers.
 
     Attributes:
-        captured: the original as a graph.
+        captured: the original as a graph, with the weights that it was fine-tuned to.
         heads: exit heads by exit layer.
     """
 
@@ -138,7 +140,7 @@ class Sources:
 
 
 def load_sources(path: Path) -> Sources:
-    """Captures the original in an artifact and reads its exit heads. Slow."""
+    """Captures the original in an artifact, and reads its exit heads and what it was fine-tuned to. Slow."""
     from safetensors.torch import load_file
 
     from mpcompile.capture import capture
@@ -147,6 +149,8 @@ def load_sources(path: Path) -> Sources:
 
     original = open_original(path / MODEL, None)
     captured = capture(original.model, original.pooling.normalise)
+    if (path / BACKBONE).exists():
+        _replace_weights(captured, load_file(path / BACKBONE))
     weights, heads = load_file(path / EXITS), {}
     for layer in sorted({int(name.split(".")[0]) for name in weights}):
         state = {name.split(".", 1)[1]: value for name, value in weights.items() if name.startswith(f"{layer}.")}
@@ -155,6 +159,15 @@ def load_sources(path: Path) -> Sources:
         heads[layer] = head.eval().requires_grad_(False)
         heads[layer].load_state_dict(state)
     return Sources(captured, heads)
+
+
+def _replace_weights(captured: CapturedModel, weights: Mapping[str, Tensor]) -> None:
+    """Gives a captured model, which nothing else shares, other weights."""
+    ours = dict(captured.graph_module.named_parameters())
+    if ours.keys() != weights.keys() or any(ours[name].shape != value.shape for name, value in weights.items()):
+        raise ArtifactError(f"{BACKBONE}: its weights are not those of the model beside it; optimize again")
+    for name, value in weights.items():
+        ours[name].data.copy_(value)
 
 
 def rebuild_segments(path: Path, manifest: Manifest) -> tuple[Segment, ...]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpcompile.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
+from mpcompile.artifact import BACKBONE, EXITS, MODEL, REPORT, Manifest, write_manifest
+from mpcompile.capture import CapturedModel
 from mpcompile.context import Context
 from mpcompile.loading import write_plans
 from mpcompile.optimized_model import OptimizedModel
@@ -50,6 +51,8 @@ def pack_model(
         if context.task.kind == "embedding":
             write_pooling(directory / MODEL, _pooling(context), captured.hidden_size)
         save_file(head_weights(heads), directory / EXITS)
+        if context.settings.adapt == "finetune":
+            save_file(_backbone_weights(captured), directory / BACKBONE)
         if context.encoder is not None:
             context.encoder.save(directory)
         missing = write_page_maybe(directory / PAGE, report)
@@ -97,6 +100,11 @@ def _save_original(model: PreTrainedModel, directory: Path) -> None:
 def head_weights(heads: Mapping[int, ExitHead]) -> dict[str, Tensor]:
     """Weights of exit heads as `LAYER.hidden.weight` and so on."""
     return {f"{layer}.{name}": value for layer, head in heads.items() for name, value in head.state_dict().items()}
+
+
+def _backbone_weights(captured: CapturedModel) -> dict[str, Tensor]:
+    """Weights of a captured model by their names in its graph, tied ones once."""
+    return {name: value.detach().contiguous() for name, value in captured.graph_module.named_parameters()}
 
 
 def find_versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpcompile.adapt.elastic import ElasticHeads
 from mpcompile.backends.quantise import find_missing_maybe, find_quantiser
 from mpcompile.choosing import Chosen, choose_from_texts, measure_cost_model
 from mpcompile.context import Context, TextPart
@@ -31,8 +32,8 @@ class InPrecision:
     """What optimizing in one precision comes to, before engines are built.
 
     Attributes:
-        context: with that precision.
-        unpruned: the whole model as one engine.
+        context: with that precision, and the fine-tuned model where there is one.
+        unpruned: the whole original as one engine.
         engine_gain: times the speed of the original that it has.
         chosen: candidates for the front.
     """
@@ -70,11 +71,15 @@ def check_precision(settings: Settings, has_texts: bool) -> None:
     find_quantiser()
 
 
-def choose_precision(context: Context, part: TextPart, length: int) -> tuple[InPrecision, tuple[str, ...]]:
+def choose_precision(
+    context: Context, adapted: Context, trained: ElasticHeads | None, part: TextPart, length: int
+) -> tuple[InPrecision, tuple[str, ...]]:
     """Searches points in the precision of the context, and in int8 too where precision is "auto".
 
     Args:
         context: with the precision that was asked for, or the fastest float.
+        adapted: the same with a fine-tuned model, or as it is.
+        trained: exit heads that were trained with it.
         part: texts for choosing, with the original's answers.
         length: their typical one.
 
@@ -82,9 +87,12 @@ def choose_precision(context: Context, part: TextPart, length: int) -> tuple[InP
         The better one by `pick_precision`, and what is to be said about it.
     """
     assert context.encoder is not None
-    context = dataclasses.replace(context, calibration=CalibrationTexts.draw(context.encoder, part.encoded))
+    calibration = CalibrationTexts.draw(context.encoder, part.encoded)
     precisions, notes = list_precisions(context)
-    offers = [_choose_in(dataclasses.replace(context, precision=name), part, length) for name in precisions]
+    offers = []
+    for name in precisions:
+        baseline, ours = (dataclasses.replace(c, precision=name, calibration=calibration) for c in (context, adapted))
+        offers.append(_choose_in(baseline, ours, trained, part, length))
     if len(offers) == 1:
         return offers[0], notes
     expected = [_expect(offer, part) for offer in offers]
@@ -129,13 +137,16 @@ def pick_precision(offers: Sequence[Sequence[Expected]], target_speedup: float, 
     return max(fitting, key=lambda item: item[1].speedup)[0]
 
 
-def _choose_in(context: Context, part: TextPart, length: int) -> InPrecision:
+def _choose_in(
+    context: Context, adapted: Context, trained: ElasticHeads | None, part: TextPart, length: int
+) -> InPrecision:
     with context.progress.stage(f"unpruned engine in {context.precision}"):
         unpruned = build_unpruned(context, context.precision)
     cost = measure_cost_model(context, unpruned, length)
     engine_gain = measure_engine_gain(context, unpruned, part)
     target_gain = context.settings.target_speedup / engine_gain
-    return InPrecision(context, unpruned, engine_gain, choose_from_texts(context, cost, part, target_gain))
+    chosen = choose_from_texts(adapted, cost, part, target_gain, trained)
+    return InPrecision(adapted, unpruned, engine_gain, chosen)
 
 
 def _expect(offer: InPrecision, part: TextPart) -> list[Expected]:

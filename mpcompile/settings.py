@@ -9,7 +9,7 @@ from mpcompile.errors import SettingError
 from mpcompile.front import check_target
 from mpcompile.planning.plan import Plan
 
-ADAPTATIONS = ("none", "frozen")
+ADAPTATIONS = ("none", "frozen", "finetune")
 PRECISIONS = ("auto", "f32", "bf16", "int8")
 
 
@@ -37,6 +37,10 @@ class Settings:
     show_texts: bool = True
     trials: int = 0
     storage: str | None = None
+    train_epochs: int = 10
+    train_minutes: float | None = None
+    exits: bool = True
+    pruning: bool = True
 
     def __post_init__(self) -> None:
         check_target(self.target_speedup)
@@ -61,6 +65,9 @@ class Settings:
                 f"storage: {self.storage!r} with trials={self.trials}; a URL of an Optuna storage or a path of a "
                 "SQLite file is expected, and at least one trial"
             )
+        _check_count("train_epochs", self.train_epochs, 1, 1000)
+        if self.train_minutes is not None:
+            _check_number("train_minutes", self.train_minutes, 0.01, 1e5, "or None for no limit")
 
 
 def _check_number(name: str, value: object, low: float, high: float, hint: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpcompile.adapt.checkpoint import Checkpoint
 from mpcompile.adapt.losses import Loss, SingleLabelLoss
@@ -34,6 +34,37 @@ VERSION = 1
 """Of the way of training: results of another are not taken from the store."""
 DEFAULTS = ElasticSettings()
 DISTILLATION = SingleLabelLoss()
+
+
+@dataclass(frozen=True)
+class ElasticHeads:
+    """Trained exit heads, to be asked as `TrainedHeads` are, but about texts that they were not trained on.
+
+    Attributes:
+        heads: by exit layer.
+    """
+
+    heads: dict[int, ExitHead]
+
+    @property
+    def stack(self) -> nn.ModuleDict:
+        """All of them as one module."""
+        return nn.ModuleDict({str(layer): head for layer, head in sorted(self.heads.items())})
+
+    def predict_held_out(
+        self, features: Mapping[int, np.ndarray], index: np.ndarray | None = None
+    ) -> dict[int, np.ndarray]:
+        """Logits (N, C) by exit layer.
+
+        Args:
+            features: by exit layer, pooled features (N, 2D).
+            index: not needed here, since no text was trained on.
+        """
+        del index
+        with torch.inference_mode():
+            return {
+                layer: head.classify(torch.from_numpy(features[layer])).numpy() for layer, head in self.heads.items()
+            }
 
 
 @dataclass(frozen=True)
@@ -188,5 +219,7 @@ def _assemble(captured: CapturedModel, heads: Mapping[int, ExitHead], arrays: Ma
 
 
 def _copy_head(head: ExitHead) -> ExitHead:
-    copied = ExitHead(head.hidden.in_features // 2, head.output.out_features, head.hidden.out_features)
+    copied = ExitHead(
+        head.hidden.in_features // 2, head.output.out_features, head.hidden.out_features, head.multi_label
+    )
     return copied.eval().requires_grad_(False)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mpcompile.task import SCORE_TOLERANCE, Task
+
 
 class Loss(Protocol):
     """What one output, an exit's or the model's own, costs.
@@ -27,6 +29,15 @@ class Loss(Protocol):
             teacher_logits: of the original, (B, C).
             labels: as they were given, (B, ...); None where unknown.
         """
+
+
+def find_loss(task: Task) -> Loss:
+    """The loss of a kind of task."""
+    if task.kind == "multi_label":
+        return MultiLabelLoss()
+    if task.kind == "regression":
+        return ScoreLoss(task.tolerance)
+    return SingleLabelLoss() if task.kind == "single_label" else VectorLoss()
 
 
 @dataclass(frozen=True)
@@ -51,3 +62,46 @@ class SingleLabelLoss:
             return distilled
         hard = functional.cross_entropy(logits, labels, reduction="none")
         return self.label_share * hard + (1.0 - self.label_share) * distilled
+
+
+@dataclass(frozen=True)
+class MultiLabelLoss:
+    """Binary cross-entropy per label against the original's probabilities, and against the labels where known.
+
+    Attributes:
+        label_share: weight of the labels, [0, 1]; the rest is distillation.
+    """
+
+    label_share: float = 0.3
+
+    def __call__(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean over labels: (B,)."""
+        targets = torch.sigmoid(teacher_logits)
+        if labels is not None:
+            targets = self.label_share * labels.to(targets.dtype) + (1.0 - self.label_share) * targets
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+
+
+@dataclass(frozen=True)
+class ScoreLoss:
+    """Squared distance from the original's scores, in its standard deviations; labels are not needed.
+
+    Attributes:
+        tolerance: of the task, which is `SCORE_TOLERANCE` standard deviations of each score.
+    """
+
+    tolerance: tuple[float, ...]
+
+    def __call__(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean over scores: (B,)."""
+        scale = logits.new_tensor(self.tolerance) / SCORE_TOLERANCE
+        return ((logits - teacher_logits) / scale).square().mean(1)
+
+
+@dataclass(frozen=True)
+class VectorLoss:
+    """One minus the cosine with the original's vector."""
+
+    def __call__(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor | None) -> Tensor:
+        """In [0, 2]: (B,)."""
+        return 1.0 - functional.cosine_similarity(logits, teacher_logits, dim=-1)

@@ -20,7 +20,9 @@ def add(commands: Any) -> None:
     optimize.add_argument("--test", help="the same with labels, read once for the report")
     optimize.add_argument("--max-drop", type=float, help="loss that is allowed, such as 0.005")
     optimize.add_argument("--confidence", type=float, default=0.95)
-    optimize.add_argument("--adapt", default="frozen", help="none or frozen (default)")
+    optimize.add_argument("--adapt", default="frozen", help="none, frozen (default) or finetune")
+    optimize.add_argument("--train-epochs", type=int, default=10, help="of --adapt finetune, at most (default: 10)")
+    optimize.add_argument("--train-minutes", type=float, help="of --adapt finetune, at most (default: no limit)")
     optimize.add_argument("--batch-size", type=int, default=1)
     optimize.add_argument("--device", default="auto")
     optimize.add_argument("--backend", default="auto", help="auto, openvino or eager")
@@ -33,6 +35,8 @@ def add(commands: Any) -> None:
     )
     optimize.add_argument("--trials", type=int, default=0, help="schedules of keep ratios to search (default 0)")
     optimize.add_argument("--storage", help="file or Optuna URL of the search, which resumes there and may be shared")
+    optimize.add_argument("--no-exits", dest="exits", action="store_false", help="prune tokens only")
+    optimize.add_argument("--no-pruning", dest="pruning", action="store_false", help="exit early only")
     optimize.add_argument("--hide-texts", action="store_true", help="keep the texts out of report.json and report.html")
     optimize.add_argument("--no-progress", action="store_true")
     optimize.add_argument("--json", action="store_true", help="print the report as one JSON object")
@@ -63,8 +67,12 @@ def _run(options: argparse.Namespace) -> None:
         cache_dir=options.cache_dir,
         plan=options.plan,
         show_texts=not options.hide_texts,
+        exits=options.exits,
+        pruning=options.pruning,
         trials=options.trials,
         storage=options.storage,
+        train_epochs=options.train_epochs,
+        train_minutes=options.train_minutes,
     )
     optimized.save(options.out)
     show(json.dumps(optimized.report.to_json()) if options.json else f"{optimized.report}\nwritten to {options.out}")

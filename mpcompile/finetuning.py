@@ -1,0 +1,104 @@
+"""The stage of adapt="finetune": backbone and exit heads are trained on texts that nothing else reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from mpcompile.adapt.elastic import ElasticHeads, train_elastic
+from mpcompile.adapt.frozen import train_exit_heads
+from mpcompile.adapt.losses import find_loss
+from mpcompile.adapt.trainer import ElasticSettings, TaughtTexts, name_weights
+from mpcompile.context import Context, TextPart
+from mpcompile.features import FeatureCollector, KeepSchedule, keep_schedules
+from mpcompile.store import digest_arrays
+from passes import ExitHead
+
+VALIDATION_SHARE, MAX_VALIDATION = 0.1, 400
+"""Of the texts for training, how many decide when to stop."""
+
+
+def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> tuple[Context, ElasticHeads | None]:
+    """Trains the model at all exits and many keep ratios at once.
+
+    Args:
+        part: texts for training, with the original's answers.
+        exit_layers: off-ramps to train heads for.
+
+    Returns:
+        The context with the trained model in place of the captured one, and the trained heads, None without any.
+    """
+    assert context.encoder is not None
+    options, count = context.settings, len(part.encoded)
+    num_validation = max(1, min(MAX_VALIDATION, round(VALIDATION_SHARE * count)))
+    training, validation = part.take(np.arange(num_validation, count)), part.take(np.arange(num_validation))
+    max_seconds = None if options.train_minutes is None else 60.0 * options.train_minutes
+    settings = ElasticSettings(max_epochs=options.train_epochs, max_seconds=max_seconds, seed=options.seed)
+    prune_layers, _ = keep_schedules(context.captured.num_layers)
+    heads = _train_frozen_heads(context, training, exit_layers)
+    with context.progress.stage("elastic fine-tuning") as stage:
+        elastic = train_elastic(
+            context.captured,
+            heads,
+            prune_layers,
+            _teach(training),
+            _teach(validation),
+            context.encoder,
+            context.store,
+            settings,
+            find_loss(context.task),
+            stage,
+        )
+    weights = {name: value.detach().numpy() for name, value in name_weights(elastic.captured.graph_module).items()}
+    digest = f"{context.digest} {digest_arrays(weights)}"
+    trained = ElasticHeads(elastic.heads) if elastic.heads else None
+    return dataclasses.replace(context, captured=elastic.captured, digest=digest), trained
+
+
+def _teach(part: TextPart) -> TaughtTexts:
+    assert part.original is not None
+    return TaughtTexts(part.encoded, part.original, part.labels)
+
+
+def _train_frozen_heads(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> dict[int, ExitHead]:
+    """Heads to start from, from the store where they were trained before: a checkpoint is of one start only."""
+    if not exit_layers:
+        return {}
+    key: dict[str, object] = {
+        "kind": "first exit heads",
+        "model": context.digest,
+        "texts": digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)}),
+        "exits": exit_layers,
+        "seed": context.settings.seed,
+    }
+    arrays = context.store.fetch(key, lambda: _name_arrays(_compute_heads(context, part, exit_layers)))
+    heads = {}
+    for layer in exit_layers:
+        head = ExitHead(
+            context.captured.hidden_size, context.captured.num_labels, multi_label=context.task.kind == "multi_label"
+        )
+        head.load_state_dict({name: torch.from_numpy(arrays[f"{layer}.{name}"]) for name in head.state_dict()})
+        heads[layer] = head.eval().requires_grad_(False)
+    return heads
+
+
+def _compute_heads(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> dict[int, ExitHead]:
+    assert context.encoder is not None
+    assert part.original is not None
+    plain = KeepSchedule((), ())
+    collector = FeatureCollector(
+        context.captured, exit_layers, (), context.backend, context.float_precision, context.encoder, context.config
+    )
+    with context.progress.stage("features for training") as stage:
+        features = collector.collect(part.encoded, plain, stage)
+    with context.progress.stage("train exit heads") as stage:
+        return train_exit_heads(features.pooled, part.original, 2, context.settings.seed, stage, context.task).heads
+
+
+def _name_arrays(heads: Mapping[int, ExitHead]) -> dict[str, np.ndarray]:
+    return {
+        f"{layer}.{name}": value.numpy() for layer, head in heads.items() for name, value in head.state_dict().items()
+    }
