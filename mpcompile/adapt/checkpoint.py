@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from mpcompile.store import digest, digest_arrays
@@ -75,11 +75,10 @@ class Checkpoint:
     def load_maybe(self) -> State | None:
         """The last state, or None; a file that is damaged or of another run is put aside, and a warning says where."""
         try:
-            with safe_open(self.path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("run") != self._digest:
-                    raise ValueError(f"it is of run {header.get('run')}")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content = self.path.read_bytes()  # at once: safe_open reads twice, and finds another file then
+            header, tensors = _read_header(content), load(content)
+            if header["run"] != self._digest:
+                raise ValueError(f"it is of run {header['run']}")
             if header["content"] != _digest(tensors):
                 raise ValueError("its content is not what was written")
             state = State(tensors, json.loads(header["progress"]))
@@ -111,6 +110,13 @@ class Checkpoint:
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > age_s:
                         path.unlink()
+
+
+def _read_header(content: bytes) -> dict[str, str]:
+    """What `save_file` was given beside the tensors."""
+    size = int.from_bytes(content[:8], "little")
+    header: dict[str, str] = json.loads(content[8 : 8 + size])["__metadata__"]
+    return header
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from mpcompile.adapt.checkpoint import Checkpoint
 from mpcompile.adapt.elastic import Elastic, train_elastic
 from mpcompile.adapt.losses import SingleLabelLoss
 from mpcompile.adapt.trainer import ElasticSettings, TaughtTexts, Trainer, name_weights
@@ -17,7 +16,7 @@ from mpcompile.partition import rewrite
 from mpcompile.store import Store
 from mpcompile.text import TextEncoder
 from passes import find_layers, verify
-from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, export_graph  # noqa: F401
+from tests.models import MAX_POSITIONS, NUM_LABELS, build_head
 
 PRUNES = (0, 2)
 SETTINGS = ElasticSettings(
@@ -217,16 +216,3 @@ def test_labels_change_what_is_learned(train, elastic: Elastic, training: Taught
 def test_texts_that_do_not_fit_are_an_error(train, training: TaughtTexts, tmp_path: Path, texts, message: str) -> None:
     with pytest.raises(DataError, match=message):
         train(tmp_path, training=texts(training))
-
-
-def test_checkpoints_of_two_processes_are_each_whole(tmp_path: Path, train) -> None:
-    left, right = (Checkpoint(tmp_path, {"run": 1}) for _ in range(2))
-    from mpcompile.adapt.checkpoint import State
-
-    left.save(State({"a": torch.ones(3)}, {"step": 1}))
-    right.save(State({"a": torch.zeros(3)}, {"step": 2}))
-    left.remove()
-    right.save(State({"a": torch.zeros(3)}, {"step": 3}))
-    state = left.load_maybe()
-    assert state is not None and state.progress == {"step": 3} and not state.tensors["a"].any()
-    assert [path.name for path in tmp_path.iterdir()] == [left.path.name]
