@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from mpcompile.errors import CaptureError
 from mpcompile.sentence import is_encoder
 from mpcompile.task import Task
-from passes import Canonicalize, PassError, PoolTokens, find_layers, run_passes
+from passes import Canonicalize, FuseAttention, PassError, PoolTokens, find_layers, run_passes
 from passes.encoder import LOOKED_FOR
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class CapturedModel:
         vocab_size: rows of the token embedding.
         id2label: class names by id; of an encoder without a head, none.
         task: what the outputs mean.
+        separator_id: token that no prune drops, None when there is none.
     """
 
     graph_module: GraphModule
@@ -58,6 +59,7 @@ class CapturedModel:
     vocab_size: int
     id2label: dict[int, str]
     task: Task
+    separator_id: int | None = None
 
 
 class _Answer(nn.Module):
@@ -75,14 +77,16 @@ class _Answer(nn.Module):
         return answer
 
 
-def capture(model: PreTrainedModel, normalise: bool = False) -> CapturedModel:
+def capture(model: PreTrainedModel, normalise: bool = False, separator_id: int | None = None) -> CapturedModel:
     """Captures a fine-tuned classifier or encoder with torch.export, dynamic in batch and length.
 
     The model itself is left as it was: weights, mode and attention implementation.
 
     Args:
-        model: BERT, RoBERTa, ELECTRA or DistilBERT for sequence classification or without a head, or one built alike.
+        model: BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, ALBERT, MPNet, ModernBERT or DeBERTa-v2/v3 for
+            sequence classification or without a head, or one built alike.
         normalise: whether the vectors of a model without a head are divided by their length.
+        separator_id: token between the parts of a text pair, which no prune may drop; None for single texts.
 
     Raises:
         CaptureError: when it is not such a model, with what was looked for.
@@ -92,7 +96,9 @@ def capture(model: PreTrainedModel, normalise: bool = False) -> CapturedModel:
     with _ready_to_export(model) as ready:
         graph_module = _export(ready, names)
     try:
-        run_passes(graph_module, [Canonicalize(), *([PoolTokens(normalise)] if task.kind == "embedding" else [])])
+        pooling = [PoolTokens(normalise)] if task.kind == "embedding" else []
+        # NOTE: attention that is written out becomes a node first: layers are found by it.
+        run_passes(graph_module, [FuseAttention(), Canonicalize(separator_id), *pooling])
         layers = find_layers(graph_module)
     except PassError as error:
         raise CaptureError(f"{type(model).__name__}: {error}") from error
@@ -108,6 +114,7 @@ def capture(model: PreTrainedModel, normalise: bool = False) -> CapturedModel:
         vocab_size=int(config.vocab_size),
         id2label={} if task.kind == "embedding" else {int(i): str(name) for i, name in config.id2label.items()},
         task=task,
+        separator_id=separator_id,
     )
 
 
@@ -170,12 +177,14 @@ def _ready_to_export(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     attention = model.config._attn_implementation
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.set_attn_implementation("sdpa")
+        if model._can_set_attn_implementation():  # the others write it out, see FuseAttention
+            model.set_attn_implementation("sdpa")
         yield model.eval()
     except ValueError as error:
         raise CaptureError(f"{type(model).__name__}: no fused attention: {LOOKED_FOR} ({error})") from error
     finally:
-        model.set_attn_implementation(attention)
+        if model._can_set_attn_implementation():
+            model.set_attn_implementation(attention)
         for module, training in modes:
             module.training = training
 

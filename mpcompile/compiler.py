@@ -152,7 +152,8 @@ def optimize(
         has_classes = find_task(original.model).has_classes
         check_amount(settings, len(examples), examples.labels is not None and has_classes)
     with StageProgress(progress) as bars, original.evaluating():
-        context = open_context(original, settings, bars)
+        has_pairs = examples is not None and examples.text_pairs is not None
+        context = open_context(original, settings, bars, has_pairs)
         parts = None if examples is None else _ask_about(context, split_texts(context, examples))
         if parts is not None:
             context = dataclasses.replace(context, task=parts.choosing.task)
@@ -184,8 +185,12 @@ def optimize(
         return pack_model(context, built.systems.runtime, built.plans, chosen.heads, report)
 
 
-def open_context(original: Original, settings: Settings, bars: StageProgress) -> Context:
-    """Captures a model and finds what to run it with."""
+def open_context(original: Original, settings: Settings, bars: StageProgress, has_pairs: bool = False) -> Context:
+    """Captures a model and finds what to run it with.
+
+    Args:
+        has_pairs: whether it reads text pairs, whose separators no prune may drop.
+    """
     found = find_backend(settings.backend, settings.device)
     native = found.precisions()
     precision = fastest_float(native) if settings.precision == "auto" else settings.precision
@@ -194,7 +199,8 @@ def open_context(original: Original, settings: Settings, bars: StageProgress) ->
             f"precision: {precision!r}; backend {found.name!r} runs {', '.join(native)} natively on this machine"
         )
     with bars.stage("capture"):
-        captured = capture(original.model, original.pooling.normalise)
+        separator_id = original.separator_id if has_pairs else None
+        captured = capture(original.model, original.pooling.normalise, separator_id)
         encoder = None
         if original.tokenizer is not None:
             encoder = TextEncoder.from_transformers(original.tokenizer, captured.max_length)
@@ -208,7 +214,7 @@ def open_context(original: Original, settings: Settings, bars: StageProgress) ->
             encoder=encoder,
             store=Store(settings.cache_dir),
             progress=bars,
-            digest=original.digest(),
+            digest=original.digest() if separator_id is None else f"{original.digest()} separator {separator_id}",
             task=captured.task,
         )
 

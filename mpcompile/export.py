@@ -21,6 +21,7 @@ def example_inputs(segment: Segment, batch_size: int = 3, seq_len: int = 8) -> d
     given["token_type_ids"] = torch.zeros((batch_size, seq_len), dtype=torch.int64)
     given["hidden"] = torch.zeros((batch_size, seq_len, segment.hidden_size))
     given["mask"] = torch.zeros((batch_size, 1, 1, seq_len))
+    given["token_positions"] = torch.arange(seq_len).repeat(batch_size, 1)
     survivors, length = batch_size, seq_len
     if "rows" in segment.input_names:
         survivors, length = batch_size - 1, seq_len - 1
@@ -56,4 +57,4 @@ def export_segment(segment: Segment) -> ExportedProgram:
 def _dynamic_dims(name: str) -> tuple[int, ...]:
     if name == "mask":
         return (0, 3)
-    return (0, 1) if name == "hidden" or name in FIRST_INPUTS else (0,)
+    return (0, 1) if name in ("hidden", "token_positions", *FIRST_INPUTS) else (0,)

@@ -148,7 +148,8 @@ def load_sources(path: Path) -> Sources:
     from passes import ExitHead
 
     original = open_original(path / MODEL, None)
-    captured = capture(original.model, original.pooling.normalise)
+    values = json.loads((path / MANIFEST).read_text("utf-8"))
+    captured = capture(original.model, original.pooling.normalise, values["signature"].get("separator_id"))
     if (path / BACKBONE).exists():
         _replace_weights(captured, load_file(path / BACKBONE))
     weights, heads = load_file(path / EXITS), {}

@@ -11,6 +11,9 @@ import numpy as np
 
 from mpcompile.errors import SettingError
 
+MIN_KEPT = 4
+"""Tokens that a text keeps at least, where it has so many: [CLS] and the separators of a pair (RoBERTa's has three)."""
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -74,10 +77,12 @@ class OperatingPoint:
 
 
 def count_kept(keep_ratio: float, length: np.ndarray | np.float64) -> np.ndarray:
-    """Tokens kept of `length` tokens, ceil(keep_ratio * length), at least 1 ([CLS])."""
+    """Tokens kept of `length` tokens, ceil(keep_ratio * length), at least `MIN_KEPT` of those there are."""
+    length = np.asarray(length)
     # 0.07 * 100 is 7.000000000000001 in floating point; the slack keeps it 7.
-    kept: np.ndarray = np.maximum(np.ceil(keep_ratio * np.asarray(length) - 1e-9).astype(np.int64), 1)
-    return kept
+    kept = np.ceil(keep_ratio * length - 1e-9).astype(np.int64)
+    smallest: np.ndarray = np.maximum(kept, np.minimum(length, MIN_KEPT).astype(np.int64))
+    return smallest
 
 
 def count_left(point: OperatingPoint, first: int, last: int, length: np.ndarray) -> np.ndarray:

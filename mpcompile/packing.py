@@ -43,6 +43,7 @@ def pack_model(
         captured.vocab_size,
         captured.id2label,
         context.task,
+        captured.separator_id,
     )
     directory = Path(tempfile.mkdtemp(prefix="mpcompile-"))
     try:

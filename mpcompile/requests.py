@@ -23,6 +23,7 @@ class ModelSignature:
         vocab_size: rows of the token embedding.
         id2label: class names by id.
         task: what the outputs mean.
+        separator_id: token that no prune drops, None when there is none.
     """
 
     input_names: tuple[str, ...]
@@ -31,6 +32,7 @@ class ModelSignature:
     vocab_size: int
     id2label: dict[int, str]
     task: Task
+    separator_id: int | None = None
 
 
 def check_request(signature: ModelSignature, request: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 from mpcompile.errors import InputError
 from mpcompile.grouping import split_by_length
 from mpcompile.operating_point import OperatingPoint, count_kept
-from mpcompile.segment import Engine, Segment
+from mpcompile.segment import CARRIED, Engine, Segment
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Runtime:
                 if name in buffers
             }
         else:
-            inputs = {"hidden": buffers["hidden"], "mask": buffers["mask"]}
+            inputs = {name: buffers[name] for name in CARRIED if name in segment.input_names}
             inputs["rows"], inputs["positions"] = group.rows, np.arange(longest)
         length, extent = group.length, group.extent
         for layer in segment.prune_layers:

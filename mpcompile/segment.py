@@ -5,6 +5,8 @@ Inputs of the others: `hidden` (B, S, D) and `mask` (B, 1, 1, S) of the segment 
 int64, the survivors, and `positions` (L,) int64, 0..L-1 for the longest of them. For each layer N
 that prunes: `num_kept_N` (R,) int64 and `slots_N` (K,) int64, 0..K-1 for the largest of them.
 Outputs: `hidden`, `mask`, `logits` (R, C) and `entropy` (R,); the last segment gives `logits` alone.
+Where layers tell by position how far apart tokens are (MPNet, ModernBERT, DeBERTa), `token_positions`
+(B, S) int64 goes along with `mask`: where each token stood in the text, whatever was dropped since.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 FIRST_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+CARRIED = ("hidden", "mask", "token_positions")
+"""What a segment may hand on to the next."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,12 @@ class Original:
     name: str
     pooling: Pooling = field(default=Pooling())
 
+    @property
+    def separator_id(self) -> int | None:
+        """The token that its tokenizer puts between the texts of a pair; None when that is not known."""
+        found = getattr(self.tokenizer, "sep_token_id", None)
+        return None if found is None else int(found)
+
     def digest(self) -> str:
         """SHA-256 of its weights and config."""
         weights = {name: _to_numpy(value) for name, value in self.model.state_dict().items()}

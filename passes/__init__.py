@@ -5,6 +5,7 @@ A new pass is a new file here; the order they run in is one list, in `mpcompile.
 
 from passes.canonicalize import Canonicalize
 from passes.encoder import EncoderLayer, find_layers
+from passes.fuse_attention import FuseAttention
 from passes.insert_exit import ExitHead, InsertExit, TruncateAfterExit, find_exits
 from passes.pass_base import Pass, PassError, run_passes
 from passes.pool_tokens import PoolTokens
@@ -17,6 +18,7 @@ __all__ = [
     "Canonicalize",
     "EncoderLayer",
     "ExitHead",
+    "FuseAttention",
     "InsertExit",
     "Pass",
     "PassError",

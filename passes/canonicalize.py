@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
-from passes.encoder import SIZE, EncoderLayer, aten, find_layers
+from passes.carry_positions import PositionTables, carry_positions
+from passes.encoder import SIZE, EncoderLayer, aten, find_layers, group_by_layer
+from passes.masks import MaskReader
 from passes.ops import additive_mask
 from passes.pass_base import Pass, PassError
 from passes.verify import verify
@@ -32,13 +33,23 @@ class Canonicalize(Pass):
         q: "f32[B, H, S, D/H]" = view(linear(h), [B, S, H, D/H]).transpose(1, 2)
         a: "f32[B, H, S, D/H]" = scaled_dot_product_attention(q, k, v, mask)
         return {"logits": logits}
+    Where attention has a window or a bias, or reads angles of positions, it is (see `carry_positions`):
+        token_positions: "i64[B, S]" = number_tokens(attention_mask)
+        added: "f32[B, 1, S, S]" = window_mask(token_positions, mask, 64)
+        added: "f32[B, H, S, S]" = biased_mask(relative_bias(token_positions, ...), mask)
+
+    Args:
+        separator_id: token between the parts of a text pair, which no prune may drop; None when there is none.
 
     Raises:
-        PassError: when attention is masked by anything but padding (causal, windowed, biased
-            attention), or is not the plain softmax of an encoder in evaluation mode.
+        PassError: when attention is masked by anything but padding and a window (causal attention), or
+            is not the plain softmax of an encoder in evaluation mode.
     """
 
     name: ClassVar[str] = "Canonicalize"
+
+    def __init__(self, separator_id: int | None = None) -> None:
+        self.separator_id = separator_id
 
     def run(self, gm: GraphModule) -> bool:
         gm.graph.set_codegen(CodeGen())
@@ -46,14 +57,30 @@ class Canonicalize(Pass):
         _remove_checks(gm)
         _remove_dropout(gm)
         _name_outputs(gm)
+        attentions, _, members = group_by_layer(gm)
+        _check_attention(attentions)
+        tables = PositionTables(gm, _find_attention_mask(gm), members[0][0])
+        carry_positions(gm, members, tables)
         layers = find_layers(gm)
-        _check_attention(layers)
-        _replace_masks(gm, layers)
+        self._replace_masks(gm, layers, tables)
         _localise_sizes(gm, layers)
         return True
 
     def ensures(self, gm: GraphModule) -> None:
         verify(gm)
+
+    def _replace_masks(self, gm: GraphModule, layers: tuple[EncoderLayer, ...], tables: PositionTables) -> None:
+        source = _find_attention_mask(gm)
+        arguments: tuple[Node | int, ...] = (source,)
+        if self.separator_id is not None:
+            input_ids = next(node for node in gm.graph.nodes if node.target == "input_ids")
+            arguments = (source, input_ids, self.separator_id)
+        with gm.graph.inserting_before(min(layers[0].nodes)):
+            mask = gm.graph.call_function(additive_mask, arguments)
+        mask.meta["val"] = source.meta["val"][:, None, None, :].float()
+        reader = MaskReader(gm, mask)
+        for layer in layers:
+            reader.replace(layer, tables.positions() if reader.has_window(layer) else None)
 
 
 def _remove_checks(gm: GraphModule) -> None:
@@ -82,70 +109,22 @@ def _name_outputs(gm: GraphModule) -> None:
     output.args = ({"logits": values[0]},)
 
 
-def _check_attention(layers: tuple[EncoderLayer, ...]) -> None:
-    for layer in layers:
-        node = layer.attention
+def _check_attention(attentions: list[Node]) -> None:
+    for index, node in enumerate(attentions):
         dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
         causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
         if causal or dropout or node.kwargs.get("enable_gqa", False):
             raise PassError(
-                f"layer {layer.index}: attention has is_causal={causal}, dropout_p={dropout}, "
+                f"layer {index}: attention has is_causal={causal}, dropout_p={dropout}, "
                 f"enable_gqa={node.kwargs.get('enable_gqa', False)}; expected a plain encoder's False, 0.0, False"
             )
 
 
-def _replace_masks(gm: GraphModule, layers: tuple[EncoderLayer, ...]) -> None:
-    source = next(
-        (node for node in gm.graph.nodes if node.op == "placeholder" and node.target == "attention_mask"), None
-    )
-    if source is None:
+def _find_attention_mask(gm: GraphModule) -> Node:
+    found: list[Node] = [n for n in gm.graph.nodes if n.op == "placeholder" and n.target == "attention_mask"]
+    if not found:
         raise PassError("the graph has no input named attention_mask")
-    masks = {layer.mask for layer in layers if layer.mask is not None}
-    for mask in masks:
-        _check_is_padding_mask(gm, mask)
-    with gm.graph.inserting_before(min(layers[0].nodes)):
-        mask = gm.graph.call_function(additive_mask, (source,))
-    mask.meta["val"] = source.meta["val"][:, None, None, :].float()
-    for layer in layers:
-        layer.attention.args = (*layer.attention.args[:3], mask)
-
-
-def _check_is_padding_mask(gm: GraphModule, mask: Node) -> None:
-    """Evaluates the mask that the model builds and compares it with "every row sees every token"."""
-    source = next(node for node in gm.graph.nodes if node.target == "attention_mask")
-    size = source.meta["val"].shape[1].node
-    longest = int(size.shape_env.bound_sympy(size.expr).upper)  # a window shows on the longest text alone
-    sample = (torch.arange(longest) < torch.tensor([longest, longest // 2 + 1, 2])[:, None]).long()
-    inputs = [
-        sample if node.target == "attention_mask" else torch.ones_like(sample)
-        for node in gm.graph.nodes
-        if node.op == "placeholder"
-    ]
-    value = _Until(gm, mask).run_until(*inputs)
-    allowed = value if value.dtype == torch.bool else value > -1.0
-    exact = value.dtype == torch.bool or bool((value[allowed] == 0).all())
-    if not exact or not torch.equal(allowed, (sample != 0)[:, None, None, :].expand_as(allowed)):
-        raise PassError(
-            "attention is masked by more than padding (causal, windowed or biased attention); "
-            "expected every token to see every real token"
-        )
-
-
-class _Until(Interpreter):
-    """Runs a graph up to one node and returns its value."""
-
-    def __init__(self, gm: GraphModule, last: Node) -> None:
-        super().__init__(gm)
-        self._last = last
-
-    def run_until(self, *inputs: torch.Tensor) -> torch.Tensor:
-        self.args_iter = iter(inputs)
-        for node in self.graph.nodes:
-            self.env[node] = self.run_node(node)
-            if node is self._last:
-                break
-        result: torch.Tensor = self.env[self._last]
-        return result
+    return found[0]
 
 
 def _localise_sizes(gm: GraphModule, layers: tuple[EncoderLayer, ...]) -> None:

@@ -14,12 +14,24 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.ops import prune_tokens
+from passes.ops import (
+    biased_mask,
+    keep_positions,
+    look_up_distances,
+    look_up_positions,
+    prune_tokens,
+    relative_bias,
+    window_mask,
+)
 from passes.pass_base import PassError
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
 SIZE = aten.sym_size.int
+MASKS = (biased_mask, window_mask)
+"""What an attention may add instead of the additive mask of the padding, which is their second argument."""
+POSITIONAL = (keep_positions, look_up_distances, look_up_positions, relative_bias, window_mask)
+"""What reads token positions: their first argument."""
 
 LOOKED_FOR = (
     "looked for one scaled_dot_product_attention per layer, inside a numbered list of modules such as "
@@ -51,11 +63,32 @@ class EncoderLayer:
     output: Node
 
     @property
+    def added(self) -> Node | None:
+        """All that its attention adds to its scores: a mask, maybe with a bias in it, or None."""
+        added = self.attention.args[3] if len(self.attention.args) > 3 else self.attention.kwargs.get("attn_mask")
+        assert added is None or isinstance(added, Node)
+        return added
+
+    @property
     def mask(self) -> Node | None:
-        """The mask that its attention adds, or None."""
-        mask = self.attention.args[3] if len(self.attention.args) > 3 else self.attention.kwargs.get("attn_mask")
-        assert mask is None or isinstance(mask, Node)
-        return mask
+        """The additive mask that it reads, (B, 1, 1, S), or None."""
+        added = self.added
+        return added.all_input_nodes[1] if added is not None and added.target in MASKS else added
+
+    @property
+    def bias(self) -> Node | None:
+        """What its attention adds to its scores beside the mask, (B, H, S, S), or None."""
+        added = self.added
+        return added.all_input_nodes[0] if added is not None and added.target is biased_mask else None
+
+    @property
+    def positions(self) -> Node | None:
+        """The token positions that it reads, (B, S) int64; None where the model needs none."""
+        inside = set(self.nodes)
+        return next(
+            (n.all_input_nodes[0] for n in self.nodes if n.target in POSITIONAL and n.all_input_nodes[0] not in inside),
+            None,
+        )
 
     @property
     def scale(self) -> float:
@@ -74,19 +107,30 @@ def find_layers(gm: GraphModule) -> tuple[EncoderLayer, ...]:
     Raises:
         PassError: when the graph holds none, or a layer has no single hidden state in and out.
     """
+    attentions, paths, members = group_by_layer(gm)
+    return tuple(
+        _read_layer(index, path, nodes, attention)
+        for index, (path, nodes, attention) in enumerate(zip(paths, members, attentions, strict=True))
+    )
+
+
+def group_by_layer(gm: GraphModule) -> tuple[list[Node], list[str], list[list[Node]]]:
+    """Attention, name and nodes of each layer, parameters and size reads excluded.
+
+    Raises:
+        PassError: when the graph holds no layers.
+    """
     attentions = [node for node in gm.graph.nodes if node.target is ATTENTION]
     if not attentions:
         raise PassError(f"no encoder layers: {LOOKED_FOR}; the graph has no attention node")
-    paths = _layer_paths([module_path(node) for node in attentions])
-    members: dict[str, list[Node]] = {path: [] for path in paths}
+    calls = _layer_calls(attentions)
+    where = {call: index for index, (call, _) in enumerate(calls)}
+    members: list[list[Node]] = [[] for _ in calls]
     for node in gm.graph.nodes:
-        path = next((p for p in paths if f"{module_path(node)}.".startswith(f"{p}.")), None)
-        if path is not None and node.op not in ("placeholder", "get_attr") and node.target is not SIZE:
-            members[path].append(node)
-    return tuple(
-        _read_layer(index, path, members[path], attention)
-        for index, (path, attention) in enumerate(zip(paths, attentions, strict=True))
-    )
+        index = next((where[call] for call in _module_stack(node) if call in where), None)
+        if index is not None and node.op not in ("placeholder", "get_attr") and node.target is not SIZE:
+            members[index].append(node)
+    return attentions, [path for _, path in calls], members
 
 
 def find_hidden_after(gm: GraphModule, exit_layer: int) -> tuple[Node, Node]:
@@ -124,10 +168,18 @@ def _mask_of(layer: EncoderLayer) -> Node:
     return layer.mask
 
 
+def find_positions_after(gm: GraphModule, exit_layer: int) -> Node | None:
+    """Token positions (B, S) in force at an off-ramp, None where no layer behind it reads any."""
+    if not any(node.target in POSITIONAL for node in gm.graph.nodes):
+        return None
+    behind = find_layers(gm)[exit_layer:]
+    return behind[0].positions if behind else None
+
+
 def module_path(node: Node) -> str:
     """Dotted name of the innermost module that a node came from, '' when unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
+    stack = _module_stack(node)
+    return list(stack.values())[-1] if stack else ""
 
 
 def is_hidden(node: Node) -> bool:
@@ -136,14 +188,39 @@ def is_hidden(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
-def _layer_paths(attention_paths: list[str]) -> list[str]:
-    """Cuts `bert.encoder.layer.3.attention.self` to `bert.encoder.layer.3`, for every layer."""
-    split = [path.split(".") for path in attention_paths]
+def _module_stack(node: Node) -> dict[str, str]:
+    """Names of the modules that a node came from, outermost first, by call: a module called again is another call."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return {str(call): str(path) for call, (path, _) in stack.items()}
+
+
+def _layer_calls(attentions: list[Node]) -> list[tuple[str, str]]:
+    """The call, and the name, of the module that is the layer of each attention.
+
+    `bert.encoder.layer.3` in `bert.encoder.layer.3.attention.self`: a member of a numbered list. Where
+    layers share one module (ALBERT), it is the outermost numbered one that is called for each layer anew.
+    """
+    stacks = [_module_stack(node) for node in attentions]
+    split = [module_path(node).split(".") for node in attentions]
     for depth in range(min(map(len, split))):
         parts = [names[depth] for names in split]
         if all(part.isdigit() for part in parts) and [int(part) for part in parts] == list(range(len(parts))):
-            return [".".join(names[: depth + 1]) for names in split]
-    raise PassError(f"no encoder layers: {LOOKED_FOR}; attention is in {', '.join(sorted(set(attention_paths)))}")
+            paths = [".".join(names[: depth + 1]) for names in split]
+            return [_find_call(stack, path) for stack, path in zip(stacks, paths, strict=True)]
+    is_shared = len({tuple(names) for names in split}) < len(stacks)
+    for calls in zip(*(stack.items() for stack in stacks), strict=False) if is_shared else ():
+        is_numbered = all(path.rsplit(".", 1)[-1].isdigit() for _, path in calls)
+        if is_numbered and len({call for call, _ in calls}) == len(stacks):
+            return list(calls)
+    found = sorted({".".join(names) for names in split})
+    raise PassError(f"no encoder layers: {LOOKED_FOR}; attention is in {', '.join(found)}")
+
+
+def _find_call(stack: dict[str, str], path: str) -> tuple[str, str]:
+    call = next((call for call, name in stack.items() if name == path), None)
+    if call is None:
+        raise PassError(f"no encoder layers: {LOOKED_FOR}; {path} is never called as a module")
+    return call, path
 
 
 def _read_layer(index: int, path: str, nodes: list[Node], attention: Node) -> EncoderLayer:

@@ -4,7 +4,10 @@ Each is one node in a rewritten graph and plain ATen once the graph is exported,
 that a rewrite recognises a node by its target and never by its name.
 
 Shapes: B examples, S tokens, K tokens kept, R survivors, L tokens of the longest
-survivor, D hidden size, H heads, C classes.
+survivor, D hidden size, H heads, C classes, N positions that a model knows.
+
+An additive mask is `MASKED` at padding, 0 at tokens and `PROTECTED` at tokens that no prune drops.
+Token positions are where tokens stood in the text, whatever was dropped since.
 """
 
 from __future__ import annotations
@@ -17,10 +20,74 @@ from torch import Tensor
 MASKED = -1e4
 """Additive mask at padding: exp(-1e4) is 0 in fp32, and the value fits fp16."""
 
+PROTECTED = 1e-30
+"""Additive mask at separators: no score changes by it in fp32 or bf16, and it goes wherever the mask goes."""
 
-def additive_mask(attention_mask: Tensor) -> Tensor:
-    """Turns a 0/1 mask (B, S) into an additive one (B, 1, 1, S), 0 at tokens and `MASKED` at padding."""
-    return torch.where(attention_mask[:, None, None, :] != 0, 0.0, MASKED)
+_SEPARATOR_IMPORTANCE = 1e30
+"""Above any sum of attention times norm, and below position 0."""
+
+
+def additive_mask(attention_mask: Tensor, input_ids: Tensor | None = None, separator_id: int | None = None) -> Tensor:
+    """Turns a 0/1 mask (B, S) into an additive one (B, 1, 1, S).
+
+    Args:
+        attention_mask: 1 at tokens, (B, S) int64.
+        input_ids: (B, S) int64, where a separator is given.
+        separator_id: token that no prune may drop.
+    """
+    real = attention_mask[:, None, None, :] != 0
+    if input_ids is None or separator_id is None:
+        return torch.where(real, 0.0, MASKED)
+    tokens = torch.where(input_ids[:, None, None, :] == separator_id, PROTECTED, 0.0)
+    return torch.where(real, tokens, MASKED)
+
+
+def number_tokens(attention_mask: Tensor) -> Tensor:
+    """Token positions of texts that nothing was dropped from, 0..S-1 in every row: (B, S) int64."""
+    return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand_as(attention_mask)
+
+
+def keep_positions(token_positions: Tensor, kept_index: Tensor) -> Tensor:
+    """Token positions (B, S) of the tokens that a prune kept, (B, K)."""
+    return token_positions.gather(1, kept_index.clamp(max=token_positions.shape[1] - 1))
+
+
+def enter_positions(token_positions: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """Token positions (B, S) of the survivors, (R, L); see `enter_segment`."""
+    return token_positions.index_select(0, rows).index_select(1, positions)
+
+
+def look_up_positions(token_positions: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table (N, E) at token positions (B, S): (B, S, E)."""
+    return table[token_positions]
+
+
+def look_up_distances(token_positions: Tensor, table: Tensor) -> Tensor:
+    """Entries of a table (2N - 1,) at how far column j stands behind row i, -(N - 1) first: (B, S, S)."""
+    distance = token_positions[:, None, :] - token_positions[:, :, None]
+    return table[distance + table.shape[0] // 2]
+
+
+def relative_bias(token_positions: Tensor, buckets: Tensor, weight: Tensor) -> Tensor:
+    """What attention adds to its scores for the distance between two tokens: (B, H, S, S).
+
+    Args:
+        token_positions: (B, S) int64.
+        buckets: rows of `weight` by distance, see `look_up_distances`, (2N - 1,) int64.
+        weight: (buckets, H).
+    """
+    return weight[look_up_distances(token_positions, buckets)].permute(0, 3, 1, 2)
+
+
+def biased_mask(bias: Tensor, mask: Tensor) -> Tensor:
+    """What attention adds to its scores: a bias (B, H, S, S) and an additive mask (B, 1, 1, S)."""
+    return bias + mask
+
+
+def window_mask(token_positions: Tensor, mask: Tensor, window: int) -> Tensor:
+    """An additive mask (B, 1, 1, S) that also hides what stands further than `window` away: (B, 1, S, S)."""
+    distance = token_positions[:, None, None, :] - token_positions[:, None, :, None]
+    return torch.where(distance.abs() <= window, mask, MASKED)
 
 
 def pool_features(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -30,7 +97,7 @@ def pool_features(hidden: Tensor, mask: Tensor) -> Tensor:
         hidden: hidden state (B, S, D).
         mask: additive mask (B, 1, 1, S).
     """
-    weight = (mask[:, 0, 0, :, None] == 0).to(hidden.dtype)
+    weight = (mask[:, 0, 0, :, None] >= 0).to(hidden.dtype)
     mean = (hidden * weight).sum(1) / weight.sum(1)
     return torch.cat([hidden[:, 0], mean], dim=-1)
 
@@ -96,7 +163,9 @@ def enter_segment(hidden: Tensor, mask: Tensor, rows: Tensor, positions: Tensor)
     return take_tokens(hidden, rows[:, None], positions[None, :]), short
 
 
-def token_importance(mask: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def token_importance(
+    mask: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None
+) -> Tensor:
     """Scores tokens by the attention that the mean query pays them, weighted by value norms: (B, S).
 
     softmax(mean(q) K^T * scale) is one row of attention per head, so the fused attention
@@ -107,31 +176,37 @@ def token_importance(mask: Tensor, query: Tensor, key: Tensor, value: Tensor, sc
         mask: additive mask (B, 1, 1, S).
         query, key, value: (B, H, S, D / H), the inputs of the layer's attention.
         scale: what attention multiplies its scores by.
+        bias: what attention adds to its scores beside the mask, (B, H, S, S); the mean query's is the mean of its rows.
     """
-    real = (mask == 0).to(query.dtype).transpose(2, 3)
+    real = (mask >= 0).to(query.dtype).transpose(2, 3)
     mean_query = (query * real).sum(2, keepdim=True) / real.sum(2, keepdim=True)
     # Not a matrix product: one row each is too little for it, and its operand would be transposed for nothing.
     scores = (key * (mean_query * scale)).sum(-1)
+    if bias is not None:
+        scores = scores + (bias * real).sum(2) / real.sum(2)
     attention = torch.softmax(scores + mask[:, 0], dim=-1)
     norms = value.square().sum(-1).sqrt()
     return (attention * norms).sum(1)
 
 
-def keep_tokens(importance: Tensor, mask: Tensor, num_kept: Tensor, slots: Tensor) -> Tensor:
+def keep_tokens(importance: Tensor, mask: Tensor, num_kept: Tensor, slots: Tensor, separated: bool = False) -> Tensor:
     """Positions of each example's most important tokens, ascending: (B, K) int64.
 
-    Position 0 ([CLS]) is always kept. Examples that keep fewer than K are filled up with S,
-    one past the last position.
+    Position 0 ([CLS]) is always kept, and what the mask protects wherever `num_kept` has room for it.
+    Examples that keep fewer than K are filled up with S, one past the last position.
 
     Args:
         importance: (B, S).
         mask: additive mask (B, 1, 1, S).
         num_kept: tokens that each example keeps, (B,) int64, 1 to its length.
         slots: 0..K-1, (K,) int64, K the largest of `num_kept`.
+        separated: whether the mask protects any tokens.
     """
     seq_len = importance.shape[1]
     first = torch.arange(seq_len, device=importance.device) == 0
-    score = torch.where(mask[:, 0, 0, :] == 0, importance, -1.0)  # importance is never negative
+    score = torch.where(mask[:, 0, 0, :] >= 0, importance, -1.0)  # importance is never negative
+    if separated:
+        score = torch.where(mask[:, 0, 0, :] > 0, _SEPARATOR_IMPORTANCE, score)
     best = torch.where(first, torch.inf, score).topk(slots.shape[0], dim=1).indices
     return torch.where(slots < num_kept[:, None], best, seq_len).sort(dim=1).values
 
@@ -145,21 +220,25 @@ def prune_tokens(
     num_kept: Tensor,
     slots: Tensor,
     scale: float,
+    bias: Tensor | None = None,
+    separated: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Drops the tokens that matter least: the tensors really get shorter.
 
     Args:
         hidden: hidden state (B, S, D).
         mask: additive mask (B, 1, 1, S).
-        query, key, value, scale: see `token_importance`.
-        num_kept, slots: see `keep_tokens`.
+        query, key, value, scale, bias: see `token_importance`.
+        num_kept, slots, separated: see `keep_tokens`.
 
     Returns:
         Hidden state (B, K, D), additive mask (B, 1, 1, K) and kept positions (B, K) int64.
     """
-    importance = token_importance(mask, query, key, value, scale)
-    kept_index = keep_tokens(importance, mask, num_kept, slots)
+    importance = token_importance(mask, query, key, value, scale, bias)
+    kept_index = keep_tokens(importance, mask, num_kept, slots, separated)
     rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-    kept = take_tokens(hidden, rows, kept_index.clamp(max=hidden.shape[1] - 1))
-    kept_mask = torch.where(slots < num_kept[:, None], 0.0, MASKED)[:, None, None, :]
+    last = hidden.shape[1] - 1
+    kept = take_tokens(hidden, rows, kept_index.clamp(max=last))
+    tokens = mask[:, 0, 0, :].gather(1, kept_index.clamp(max=last)) if separated else 0.0
+    kept_mask = torch.where(slots < num_kept[:, None], tokens, MASKED)[:, None, None, :]
     return kept, kept_mask, kept_index

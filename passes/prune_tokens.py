@@ -6,9 +6,10 @@ import operator
 from typing import ClassVar
 
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from passes.encoder import SIZE, EncoderLayer, find_layers
-from passes.ops import prune_tokens
+from passes.ops import additive_mask, keep_positions, prune_tokens
 from passes.pass_base import Pass, PassError
 from passes.verify import verify
 
@@ -26,6 +27,10 @@ class PruneTokens(Pass):
         h': "f32[B, K, D]", mask': "f32[B, 1, 1, K]", kept_index: "i64[B, K]"
             = prune_tokens(h, mask, query, key, value, num_kept_3, slots_3)
         ...                                                      # later nodes use h', mask' and K
+
+    Where the layer reads token positions, those behind the prune are the kept tokens' own:
+        token_positions': "i64[B, K]" = keep_positions(token_positions, kept_index)
+    Where a separator is known, `separated` is set: no prune drops one.
 
     With `num_kept` the length of every example and K = S the outputs are bitwise equal.
 
@@ -50,17 +55,20 @@ class PruneTokens(Pass):
             raise PassError(f"layer {self.layer} already prunes")
         if layer.mask is None:
             raise PassError(f"layer {self.layer} has no mask: run Canonicalize first")
-        hidden, mask = self._insert(gm, layer)
+        prune, hidden, mask = self._insert(gm, layer)
         later = set(_nodes_after(gm, hidden))
         layer.attention_output.replace_all_uses_with(hidden, delete_user_cb=later.__contains__)
         layer.mask.replace_all_uses_with(mask, delete_user_cb=later.__contains__)
+        if layer.positions is not None:
+            positions = _insert_positions(gm, prune, layer.positions)
+            layer.positions.replace_all_uses_with(positions, delete_user_cb=later.__contains__)
         _resize(gm, layer, hidden, later)
         return True
 
     def ensures(self, gm: GraphModule) -> None:
         verify(gm)
 
-    def _insert(self, gm: GraphModule, layer: EncoderLayer) -> tuple[Node, Node]:
+    def _insert(self, gm: GraphModule, layer: EncoderLayer) -> tuple[Node, Node, Node]:
         graph = gm.graph
         last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
         with graph.inserting_after(last_input):
@@ -68,9 +76,13 @@ class PruneTokens(Pass):
             num_kept = graph.placeholder(f"num_kept_{self.layer}")
         site = layer.attention_output
         query, key, value = layer.attention.args[:3]
+        options: dict[str, Argument] = {
+            **({} if layer.bias is None else {"bias": layer.bias}),
+            **({"separated": True} if _knows_separator(gm) else {}),
+        }
         with graph.inserting_after(site):
             prune = graph.call_function(
-                prune_tokens, (site, layer.mask, query, key, value, num_kept, slots, layer.scale)
+                prune_tokens, (site, layer.mask, query, key, value, num_kept, slots, layer.scale), options
             )
         with graph.inserting_after(prune):
             mask = graph.call_function(operator.getitem, (prune, 1))
@@ -79,7 +91,23 @@ class PruneTokens(Pass):
             node.meta["nn_module_stack"] = site.meta["nn_module_stack"]
         assert layer.mask is not None
         hidden.meta["val"], mask.meta["val"] = site.meta["val"], layer.mask.meta["val"]
-        return hidden, mask
+        return prune, hidden, mask
+
+
+def _insert_positions(gm: GraphModule, prune: Node, token_positions: Node) -> Node:
+    """Makes later layers, which tell by them how far apart tokens stood, read those of the kept tokens."""
+    with gm.graph.inserting_after(prune):
+        kept_index = gm.graph.call_function(operator.getitem, (prune, 2))
+    with gm.graph.inserting_after(kept_index):
+        kept = gm.graph.call_function(keep_positions, (token_positions, kept_index))
+    for node in (kept_index, kept):
+        node.meta["nn_module_stack"] = prune.meta["nn_module_stack"]
+    kept.meta["val"] = token_positions.meta["val"]
+    return kept
+
+
+def _knows_separator(gm: GraphModule) -> bool:
+    return any(node.target is additive_mask and len(node.args) > 1 for node in gm.graph.nodes)
 
 
 def _nodes_after(gm: GraphModule, node: Node) -> list[Node]:

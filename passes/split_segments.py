@@ -6,8 +6,9 @@ import operator
 
 from torch.fx import Graph, GraphModule, Node
 
+from passes.encoder import find_positions_after
 from passes.insert_exit import find_exits
-from passes.ops import enter_segment
+from passes.ops import enter_positions, enter_segment
 from passes.pass_base import PassError
 
 
@@ -22,49 +23,58 @@ def split_segments(gm: GraphModule) -> list[GraphModule]:
         segment 0: return {"hidden": h4, "mask": mask4, "logits": logits_4, "entropy": entropy_4}
         segment 1: h, m = enter_segment(hidden, mask, rows, positions)
                    return {"logits": ...(h, m)}
+    Where later layers read token positions, `token_positions` follows `mask`, out of the one and into the other:
+        segment 1: p = enter_positions(token_positions, rows, positions)
 
     Args:
         gm: rewritten graph with at least one output.
 
     Returns:
         The segments in order. Segments after the first read `hidden` (B, S, D), `mask`
-        (B, 1, 1, S), `rows` (R,) and `positions` (L,), then what their prunes need.
+        (B, 1, 1, S), where needed `token_positions` (B, S), `rows` (R,) and `positions` (L,), then
+        what their prunes need.
 
     Raises:
-        PassError: when something besides hidden state and mask would cross a cut.
+        PassError: when something besides hidden state, mask and token positions would cross a cut.
     """
     outputs = gm.graph.output_node().args[0]
     assert isinstance(outputs, dict)
     exits = find_exits(gm)
     ends_in_exit = "logits" not in outputs
-    cuts = [exits[layer] for layer in sorted(exits)]
-    ends: list[dict[str, Node]] = []
-    for layer in sorted(exits):
-        named = {"logits": outputs[f"logits_{layer}"], "entropy": outputs[f"entropy_{layer}"]}
-        hidden, mask = exits[layer].all_input_nodes
-        ends.append({"hidden": hidden, "mask": mask, **named})
+    cuts = [_crossing(gm, layer, exits[layer]) for layer in sorted(exits)]
+    ends: list[dict[str, Node]] = [
+        {**cut, "logits": outputs[f"logits_{layer}"], "entropy": outputs[f"entropy_{layer}"]}
+        for cut, layer in zip(cuts, sorted(exits), strict=True)
+    ]
     if ends_in_exit:
         cuts.pop()
         ends[-1] = {"logits": ends[-1]["logits"]}
     else:
         ends.append({"logits": outputs["logits"]})
-    starts = [None, *cuts]
+    starts: list[dict[str, Node]] = [{}, *cuts]
     return [_extract(gm, start, end) for start, end in zip(starts, ends, strict=True)]
 
 
-def _extract(gm: GraphModule, start: Node | None, end: dict[str, Node]) -> GraphModule:
+def _crossing(gm: GraphModule, exit_layer: int, call: Node) -> dict[str, Node]:
+    """What crosses a cut behind an exit, by name."""
+    hidden, mask = call.all_input_nodes
+    token_positions = find_positions_after(gm, exit_layer)
+    named = {} if token_positions is None else {"token_positions": token_positions}
+    return {"hidden": hidden, "mask": mask, **named}
+
+
+def _extract(gm: GraphModule, start: dict[str, Node], end: dict[str, Node]) -> GraphModule:
     """Copies what lies between two cuts into a graph of its own."""
     graph = Graph()
     copies: dict[Node, Node] = {}
-    needed = _needed(start, end)
-    if start is not None:
-        hidden, mask = start.all_input_nodes
-        _enter(graph, copies, hidden, mask)
+    needed = _needed(set(start.values()), end)
+    if start:
+        _enter(graph, copies, start)
     for node in gm.graph.nodes:
         if node in needed and node not in copies:
-            if start is not None and not _may_cross(node):
+            if start and not _may_cross(node):
                 raise PassError(
-                    f"{node.target} is read behind the exit at {start.target}: the graph cannot be cut there"
+                    f"{node.target} is read behind the exit at {start['hidden']}: the graph cannot be cut there"
                 )
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output({name: copies[node] for name, node in end.items()})
@@ -76,8 +86,7 @@ def _may_cross(node: Node) -> bool:
     return node.op != "placeholder" or str(node.target).startswith(("num_kept_", "slots_"))
 
 
-def _needed(start: Node | None, end: dict[str, Node]) -> set[Node]:
-    given = set(start.all_input_nodes) if start is not None else set()
+def _needed(given: set[Node], end: dict[str, Node]) -> set[Node]:
     needed: set[Node] = set()
     waiting = list(end.values())
     while waiting:
@@ -89,10 +98,14 @@ def _needed(start: Node | None, end: dict[str, Node]) -> set[Node]:
     return needed
 
 
-def _enter(graph: Graph, copies: dict[Node, Node], hidden: Node, mask: Node) -> None:
-
-    inputs = [graph.placeholder(name) for name in ("hidden", "mask", "rows", "positions")]
-    entered = graph.call_function(enter_segment, tuple(inputs))
-    for position, node in enumerate((hidden, mask)):
-        copies[node] = graph.call_function(operator.getitem, (entered, position))
+def _enter(graph: Graph, copies: dict[Node, Node], start: dict[str, Node]) -> None:
+    """Compacts what crosses the cut to the survivors."""
+    inputs = {name: graph.placeholder(name) for name in (*start, "rows", "positions")}
+    entered = graph.call_function(enter_segment, tuple(inputs[n] for n in ("hidden", "mask", "rows", "positions")))
+    for position, name in enumerate(("hidden", "mask")):
+        copies[start[name]] = graph.call_function(operator.getitem, (entered, position))
+    if "token_positions" in start:
+        arguments = tuple(inputs[name] for name in ("token_positions", "rows", "positions"))
+        copies[start["token_positions"]] = graph.call_function(enter_positions, arguments)
+    for node in start.values():
         copies[node].meta = dict(node.meta)

@@ -12,22 +12,36 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    CamembertConfig,
+    CamembertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
-from passes import Canonicalize, ExitHead, run_passes
+from passes import Canonicalize, ExitHead, FuseAttention, run_passes
 from tests.reference import count_kept
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert")
+MORE_FAMILIES = ("xlm-roberta", "camembert", "albert", "mpnet", "modernbert", "deberta")
+"""Families that are tested for what is unlike the others in them, see tests/passes/test_families.py."""
 VOCAB_SIZE = 100
 HIDDEN_SIZE = 32
 NUM_LABELS = 3
@@ -45,12 +59,41 @@ _COMMON = {
 }
 _ENCODER = {"hidden_size": HIDDEN_SIZE, "num_attention_heads": 4, "intermediate_size": 48}
 
+_ROBERTA = {"type_vocab_size": 1, "pad_token_id": 1}
+_MORE = {
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _ROBERTA),
+    "camembert": (CamembertConfig, CamembertForSequenceClassification, _ROBERTA),
+    "albert": (AlbertConfig, AlbertForSequenceClassification, {"embedding_size": 16}),
+    "mpnet": (MPNetConfig, MPNetForSequenceClassification, {}),
+    "modernbert": (
+        ModernBertConfig,
+        ModernBertForSequenceClassification,
+        {
+            "local_attention": 8,
+            **{f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos", "cls", "sep"))},
+        },
+    ),
+    "deberta": (
+        DebertaV2Config,
+        DebertaV2ForSequenceClassification,
+        {
+            "relative_attention": True,
+            "position_buckets": 8,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+}
+
 
 def build_model(family: str, num_layers: int = 3, seed: int = 7, **changes: object) -> PreTrainedModel:
     """A classifier in evaluation mode whose attention is far from uniform.
 
     Args:
-        family: one of `FAMILIES`.
+        family: one of `FAMILIES` or `MORE_FAMILIES`.
         changes: settings of its config that differ.
     """
     settings = {**_COMMON, **changes}
@@ -62,6 +105,9 @@ def build_model(family: str, num_layers: int = 3, seed: int = 7, **changes: obje
         model = RobertaForSequenceClassification(config)
     elif family == "electra":
         model = ElectraForSequenceClassification(ElectraConfig(**_ENCODER, **layers, embedding_size=16, **settings))
+    elif family in _MORE:
+        config_class, model_class, own = _MORE[family]
+        model = model_class(config_class(**{**_ENCODER, **layers, **own, **settings}))
     else:
         sizes = {"dim": HIDDEN_SIZE, "hidden_dim": 48, "n_heads": 4, "n_layers": num_layers}
         model = DistilBertForSequenceClassification(DistilBertConfig(**sizes, **settings))
@@ -252,7 +298,7 @@ def _exported(family: str) -> GraphModule:
 
 @functools.cache
 def _canonical(family: str) -> GraphModule:
-    return run_passes(exported_graph(family), [Canonicalize()])
+    return run_passes(exported_graph(family), [FuseAttention(), Canonicalize()])
 
 
 def exported_graph(family: str) -> GraphModule:

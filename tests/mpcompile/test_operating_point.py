@@ -69,7 +69,7 @@ def test_tokens_kept_are_those_of_exact_arithmetic(ratio: int, length: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("ratio", "length", "kept"), [(0.07, 100, 7), (0.5, 5, 3), (1.0, 9, 9), (0.01, 1, 1), (1e-12, 50, 1)]
+    ("ratio", "length", "kept"), [(0.07, 100, 7), (0.5, 11, 6), (1.0, 9, 9), (0.01, 1, 1), (1e-12, 50, 4), (0.1, 3, 3)]
 )
 def test_tokens_kept_are_rounded_up(ratio: float, length: int, kept: int) -> None:
     assert count_kept(ratio, np.array([length])).tolist() == [kept]

@@ -296,8 +296,8 @@ def test_pruning_shortens_the_hidden_state_that_is_handed_on(compacted: Run) -> 
 
 def test_tokens_kept_are_those_left_where_an_example_leaves() -> None:
     point = OperatingPoint((2,), (), (0, 1), (0.5, 0.5))
-    result = make_runtime().run(make_batch([12, 5, 1]), point)
-    assert result.tokens_kept.tolist() == [3, 2, 1]
+    result = make_runtime().run(make_batch([22, 11, 1]), point)
+    assert result.tokens_kept.tolist() == [6, 4, 1]
 
 
 def test_threshold_0_lets_nobody_leave() -> None:

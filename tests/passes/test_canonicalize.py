@@ -144,12 +144,6 @@ def test_training_mode_is_refused() -> None:
         run_passes(export_graph(training), [Canonicalize()])
 
 
-@pytest.mark.parametrize("window", [1, 4, 6, 20])
-def test_windowed_mask_is_refused(window: int) -> None:
-    with pytest.raises(PassError, match="masked by more than padding"):
-        run_passes(export_graph(HandmadeEncoder(window=window)), [Canonicalize()])
-
-
 def test_several_outputs_are_refused(bert_graph: GraphModule) -> None:
     output = bert_graph.graph.output_node()
     output.args = ((output.args[0]["logits"], find_layers(bert_graph)[0].output),)

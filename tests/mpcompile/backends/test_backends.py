@@ -124,10 +124,10 @@ def test_another_keep_ratio_needs_no_other_engine(backend: Backend, ratios: dict
 
 def test_prune_shortens_what_is_handed_on(backend: Backend) -> None:
     first, _ = bert_segments()
-    outputs = run(engine_of(backend.name, 0), first, first_inputs([10, 4], {0: 0.5, 1: 1.0}))
-    assert outputs["hidden"].shape == (2, 5, first.hidden_size)
-    assert outputs["mask"].shape == (2, 1, 1, 5)
-    assert (outputs["mask"][:, 0, 0] == 0).sum(1).tolist() == [5, 2]
+    outputs = run(engine_of(backend.name, 0), first, first_inputs([12, 8], {0: 0.5, 1: 1.0}))
+    assert outputs["hidden"].shape == (2, 6, first.hidden_size)
+    assert outputs["mask"].shape == (2, 1, 1, 6)
+    assert (outputs["mask"][:, 0, 0] == 0).sum(1).tolist() == [6, 4]
 
 
 def test_survivors_are_gathered_in_the_order_asked_for(backend: Backend) -> None:
