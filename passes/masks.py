@@ -63,8 +63,8 @@ class MaskReader:
         windows = {mask.window for mask in found} - {None}
         if len(biases) + len(windows) > 1:
             raise PassError(
-                f"layer {layer.index}: attention adds {len(biases)} biases, {len(windows)} windows; expected one "
-                "of them at most"
+                f"layer {layer.index}: attention adds {len(biases)} biases and has {len(windows)} windows; at "
+                "most one of them is expected"
             )
         added = self._mask
         with self._gm.graph.inserting_before(layer.attention):

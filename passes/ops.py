@@ -126,7 +126,7 @@ def pool_tokens(hidden: Tensor, mask: Tensor, normalise: bool) -> Tensor:
         mask: additive mask (B, 1, 1, S).
         normalise: whether the vector is divided by its length.
     """
-    weight = (mask[:, 0, 0, :, None] == 0).to(hidden.dtype)
+    weight = (mask[:, 0, 0, :, None] >= 0).to(hidden.dtype)
     mean = (hidden * weight).sum(1) / weight.sum(1)
     if not normalise:
         return mean
