@@ -116,14 +116,14 @@ def test_hidden_states_get_shorter_after_each_prune(
 
 def test_feed_forward_and_later_attention_work_on_the_kept_tokens_alone(canonical: GraphModule, family: str) -> None:
     prune(canonical, {0: 0.25})
-    inputs = {**random_batch(family_model(family), [12, 8]), **prune_inputs([12, 8], {0: 0.25})}
+    inputs = {**random_batch(family_model(family), [20, 12]), **prune_inputs([20, 12], {0: 0.25})}
     first, second, _ = find_layers(canonical)
     nodes = [node for node in (*first.nodes, *second.nodes) if isinstance(node.meta.get("val"), Tensor)]
     values = dict(zip(nodes, run_recorded(canonical, nodes, inputs), strict=True))
     # (B, S, .) before the prune, (B, K, .) after it; heads are (B, H, S, .) or (B, S, H, .).
     pruned = next(node for node in first.nodes if node.target is prune_tokens)
-    assert all(12 in values[node].shape for node in nodes if node < pruned)
-    assert all(12 not in values[node].shape and 3 in values[node].shape for node in nodes if node > pruned)
+    assert all(20 in values[node].shape for node in nodes if node < pruned)
+    assert all(20 not in values[node].shape and 5 in values[node].shape for node in nodes if node > pruned)
 
 
 def test_example_is_answered_alike_alone_and_in_a_batch(model: PreTrainedModel, canonical: GraphModule) -> None:
