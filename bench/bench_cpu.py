@@ -158,7 +158,7 @@ def _make_systems(options: argparse.Namespace, optimized: mpcompile.OptimizedMod
         optimized.set_speedup(target)
         if optimized.operating_point.point not in seen:
             seen.add(optimized.operating_point.point)
-            made.append(peers.at_speedup(optimized, target))
+            made.append(peers.at_point(optimized, optimized.operating_point, f"mpcompile, target {target:g}x"))
     return made
 
 
@@ -175,11 +175,7 @@ def _answer(system: System, workload: Workload, limit: int) -> np.ndarray:
 
 
 def _time(made: Sequence[System], batches: Sequence[Batch], runs: int) -> dict[str, Timing]:
-    calls = {}
-    for system in made:
-        prepared = [system.prepare(batch) for batch in batches]
-        calls[system.name] = [lambda system=system, inputs=inputs: system.run(inputs) for inputs in prepared]
-    return measure_interleaved(calls, runs)
+    return measure_interleaved({system.name: peers.prepare_calls(system, batches) for system in made}, runs)
 
 
 def _row(

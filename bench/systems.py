@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import mpcompile
 from mpcompile.capture import capture
 from mpcompile.data import load_examples
+from mpcompile.front import MeasuredPoint
 from mpcompile.source import open_original
 from mpcompile.text import TextEncoder
 
@@ -99,16 +100,20 @@ def openvino_int8(model: str, train: str, encoder: TextEncoder, num_texts: int =
     return _compile_openvino("OpenVINO int8 (NNCF)", quantised, model, "f32")
 
 
-def at_speedup(optimized: mpcompile.OptimizedModel, target: float) -> System:
-    """mpcompile at the operating point for a target."""
-    row = optimized.set_speedup(target)
-    point = row.point
+def at_point(optimized: mpcompile.OptimizedModel, row: MeasuredPoint, name: str) -> System:
+    """mpcompile at a point of its front."""
+    facts = {"point": row.point.to_json(), "predicted_s": row.predicted_s, "flops_ratio": row.flops_ratio}
+    return System(name, dict, lambda batch: optimized.runtime.run(batch, row.point).logits, facts)
 
-    def run(batch: Batch) -> np.ndarray:
-        return optimized.runtime.run(batch, point).logits
 
-    facts = {"point": point.to_json(), "predicted_s": row.predicted_s, "flops_ratio": row.flops_ratio}
-    return System(f"mpcompile, target {target:g}x", dict, run, facts)
+def prepare_calls(system: System, batches: Sequence[Batch]) -> list[Callable[[], np.ndarray]]:
+    """A call per batch, prepared outside the clock."""
+    return [functools.partial(system.run, system.prepare(batch)) for batch in batches]
+
+
+def layer_ratio(model: str, student: str) -> float:
+    """Flops of a model over those of a student of the same width: they are in the layers."""
+    return _load(model).config.num_hidden_layers / _load(student).config.num_hidden_layers
 
 
 def host_overhead(optimized: mpcompile.OptimizedModel, batches: Sequence[Batch]) -> dict[str, float]:

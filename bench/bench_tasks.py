@@ -1,0 +1,300 @@
+"""Compares ways to a faster classifier on several tasks, in one process, interleaved.
+
+    python bench/bench_tasks.py --tasks tasks.json --out bench/results
+
+`tasks.json` is a list of objects with the keys of `Task`. Rows per task and batch size: the original (Hugging Face
+eager), OpenVINO int8 unpruned (NNCF), a student with half the layers distilled from the same model on the same texts
+(`scripts/finetune.py --teacher`; run through OpenVINO int8, the best that its user could do), and mpcompile with exits
+only, with pruning only, and with both. A row has accuracy on all test texts, time on the same batches and flops.
+
+mpcompile's points are fixed on held-out texts before the test texts are read: the fastest of a front that loses at
+most `--margin` there. With both, engines are then built for that point's speed (`target_speedup`), as a user would who
+has seen the front, and `optimize` chooses and bounds the loss. A stopped run goes on with the task that it was at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import systems as peers
+from fronts import draw_fronts
+from result_files import describe_machine, slug, write_result
+from smoke import write_smoke_inputs
+from systems import System
+from transformers.utils import logging as transformers_logging
+
+import mpcompile
+from mpcompile.data import labels_to_ids, load_examples
+from mpcompile.front import MeasuredPoint
+from mpcompile.text import TextEncoder, TokenIds, batches_by_length
+from mpcompile.timing import measure_interleaved
+
+ORIGINAL, INT8, STUDENT, BOTH = "original (HF eager)", "OpenVINO int8 (NNCF)", "6-layer student, int8", "mpcompile"
+SLACK = 0.97
+"""Of a point's measured speed that is asked for again: clocks differ by some per cent."""
+VARIANTS: dict[str, dict[str, bool]] = {
+    "mpcompile, exits only": {"pruning": False},
+    "mpcompile, pruning only": {"exits": False},
+    BOTH: {},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is compared on one data set.
+
+    Attributes:
+        name: of its rows.
+        model: folder of the fine-tuned classifier.
+        student: folder of the student distilled from it, None leaves that row out.
+        texts: csv that `optimize` is given, which the classifier was not trained on.
+        test: csv with labels, read once.
+        options: of `optimize`, such as {"adapt": "finetune"}.
+    """
+
+    name: str
+    model: str
+    student: str | None
+    texts: str
+    test: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Tokens and class ids of the test texts, and batches of them in random order."""
+
+    encoder: TextEncoder
+    encoded: Sequence[TokenIds]
+    labels: np.ndarray
+
+    def batches(self, batch_size: int, num_texts: int) -> list[dict[str, np.ndarray]]:
+        """At least one batch, of `num_texts` texts together."""
+        order = np.random.default_rng(batch_size).permutation(len(self.encoded))
+        count = max(1, min(num_texts, len(order)) // batch_size)
+        return [
+            self.encoder.pad([self.encoded[j] for j in order[i * batch_size : (i + 1) * batch_size]])
+            for i in range(count)
+        ]
+
+
+def main() -> None:
+    options = _parse()
+    logging.basicConfig(level=logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    if options.smoke:
+        with tempfile.TemporaryDirectory() as folder:
+            _bench(_smoke_options(options, Path(folder)))
+    else:
+        _bench(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    done = []
+    for task in [Task(**values) for values in json.loads(options.tasks.read_text("utf-8"))]:
+        kept = options.work / f"{task.name}.json"
+        if kept.is_file():
+            print(f"{task.name}: found in {kept}", file=sys.stderr)
+        else:
+            _keep(kept, _bench_task(task, options))
+        done.append(json.loads(kept.read_text("utf-8")))
+    result = {
+        **describe_machine(), "command": " ".join(["python", *sys.argv]), "margin": options.margin,
+        "summary": summarise(done), "tasks": done,
+    }  # fmt: skip
+    path = options.out / f"{options.name}_{slug()}.json"
+    write_result(path, result, format_table(result))
+    draw_fronts(done, path.with_suffix(".png"))
+
+
+def _keep(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(values), "utf-8")
+    os.replace(unfinished, path)
+
+
+def _bench_task(task: Task, options: argparse.Namespace) -> dict[str, Any]:
+    made: dict[str, mpcompile.OptimizedModel] = {}
+    chosen: dict[str, MeasuredPoint] = {}
+    optimize_s: dict[str, float] = {}
+    for name, variant in VARIANTS.items():
+        started = time.time()
+        made[name] = _optimize(task, variant, options)
+        chosen[name] = pick_point(made[name].operating_points, options.margin)
+        if name == BOTH:
+            made[name] = _optimize(task, {"target_speedup": max(1.0, SLACK * chosen[name].speedup)}, options)
+            chosen[name] = made[name].operating_point
+        optimize_s[name] = time.time() - started
+        print(f"{task.name}: {name}\n{made[name].report}", file=sys.stderr)
+    test = _read_test(task, made[BOTH])
+    compared = _make_systems(task, made, chosen)
+    answers = {system.name: _answer(system, test) for system in compared}
+    rows = []
+    for batch_size in options.batch_size:
+        batches = test.batches(batch_size, options.texts_per_run)
+        calls = {system.name: peers.prepare_calls(system, batches) for system in compared}
+        timings = measure_interleaved(calls, options.runs)
+        for system in compared:
+            timing, ours, theirs = timings[system.name], answers[system.name], answers[ORIGINAL]
+            rows.append({
+                "task": task.name, "system": system.name, "batch_size": batch_size, "measured_s": timing.median_s,
+                "p10_s": timing.p10_s, "p90_s": timing.p90_s,
+                "speedup": timings[ORIGINAL].median_s / timing.median_s,
+                "speedup_over_int8": timings[INT8].median_s / timing.median_s,
+                "accuracy": float((ours == test.labels).mean()),
+                "drop": float((theirs == test.labels).mean() - (ours == test.labels).mean()),
+                "agreement": float((ours == theirs).mean()), **system.facts,
+            })  # fmt: skip
+    report = made[BOTH].report
+    return {
+        "name": task.name, "texts": len(test.labels), "rows": rows, "optimize_s": optimize_s,
+        "task": asdict(task), "chosen": {name: row.to_json() for name, row in chosen.items()},
+        "fronts": {name: [row.to_json() for row in model.operating_points] for name, model in made.items()},
+        "certified_drop": report.certified_drop, "report": report.to_json(),
+    }  # fmt: skip
+
+
+def _optimize(task: Task, changes: dict[str, Any], options: argparse.Namespace) -> mpcompile.OptimizedModel:
+    given: dict[str, Any] = {
+        "target_speedup": 8.0, "texts": task.texts, "batch_size": options.optimize_batch_size,
+        "cache_dir": options.cache_dir, **task.options, **changes,
+    }  # fmt: skip
+    return mpcompile.optimize(task.model, **given)
+
+
+def pick_point(front: Sequence[MeasuredPoint], margin: float) -> MeasuredPoint:
+    """The fastest point that loses at most `margin` on the texts it was chosen on, else the one that loses least."""
+    allowed = [row for row in front if row.drop is not None and row.drop <= margin]
+    return max(allowed, key=lambda row: row.speedup) if allowed else min(front, key=lambda row: row.drop or 0.0)
+
+
+def _read_test(task: Task, optimized: mpcompile.OptimizedModel) -> TestSet:
+    examples = load_examples(task.test, name="test")
+    if examples.labels is None or optimized.encoder is None:
+        raise SystemExit(f"{task.test}: labels and a tokenizer are needed to measure accuracy")
+    encoded = optimized.encoder.encode(examples.texts, examples.text_pairs)
+    return TestSet(optimized.encoder, encoded, labels_to_ids(examples.labels, optimized.id2label))
+
+
+def _make_systems(
+    task: Task, made: dict[str, mpcompile.OptimizedModel], chosen: dict[str, MeasuredPoint]
+) -> list[System]:
+    encoder = made[BOTH].encoder
+    compared = [
+        peers.eager(task.model),
+        peers.openvino_int8(task.model, task.texts, encoder),
+    ]
+    if task.student is not None:
+        student = peers.openvino_int8(task.student, task.texts, encoder)
+        facts = {"flops_ratio": peers.layer_ratio(task.model, task.student)}
+        compared.append(System(STUDENT, student.prepare, student.run, facts))
+    compared += [peers.at_point(made[name], chosen[name], name) for name in VARIANTS]
+    return compared
+
+
+def _answer(system: System, test: TestSet) -> np.ndarray:
+    """Class ids of all test texts."""
+    answers = np.empty(len(test.encoded), np.int64)
+    for batch in batches_by_length([len(tokens) for tokens in test.encoded], 32):
+        inputs = system.prepare(test.encoder.pad([test.encoded[i] for i in batch]))
+        answers[batch] = system.run(inputs).argmax(1)
+    print(f"{system.name}: accuracy {(answers == test.labels).mean():.4f}", file=sys.stderr)
+    return answers
+
+
+def summarise(tasks: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Geometric means over the tasks, by system and batch size."""
+    rows = [row for task in tasks for row in task["rows"]]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['system']}, batch {row['batch_size']}", []).append(row)
+    return {
+        name: {
+            "speedup": geometric_mean([row["speedup"] for row in group]),
+            "speedup_over_int8": geometric_mean([row["speedup_over_int8"] for row in group]),
+            "worst_drop": max(row["drop"] for row in group),
+        }
+        for name, group in groups.items()
+    }
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """exp of the mean of logarithms."""
+    return math.exp(sum(math.log(value) for value in values) / len(values))
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """A result file as Markdown."""
+    lines = [
+        f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}", "",
+        f"`{result['command']}`", "",
+        f"Points are the fastest that lose at most {100 * result['margin']:g} points on held-out texts.", "",
+        "| task | batch | system | ms per batch | speedup | over int8 | flops | accuracy | lost | agrees |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for task in result["tasks"]:
+        for row in task["rows"]:
+            flops = row.get("flops_ratio")
+            lines.append(
+                f"| {row['task']} | {row['batch_size']} | {row['system']} | {row['measured_s'] * 1e3:.2f} "
+                f"| {row['speedup']:.2f}x | {row['speedup_over_int8']:.2f}x "
+                f"| {'1.0x' if flops is None else f'{flops:.1f}x'} | {100 * row['accuracy']:.2f} "
+                f"| {100 * row['drop']:+.2f} | {100 * row['agreement']:.2f} |"
+            )
+    lines += ["", "| geometric mean over tasks | speedup | over int8 | most points lost |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['speedup']:.2f}x | {row['speedup_over_int8']:.2f}x | {100 * row['worst_drop']:+.2f} |"
+        for name, row in result["summary"].items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=Path, help="json list of tasks, see Task")
+    parser.add_argument("--name", default="tasks", help="start of the result file's name")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--work", type=Path, default=Path("build/bench-tasks"), help="finished tasks are kept there")
+    parser.add_argument("--margin", type=float, default=0.0025, help="loss on held-out texts of the point that is used")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--optimize-batch-size", type=int, default=32)
+    parser.add_argument("--texts-per-run", type=int, default=128, help="texts in a timed run")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--smoke", action="store_true", help="a minute on a small untrained model, nothing kept")
+    options = parser.parse_args()
+    if not options.smoke and options.tasks is None:
+        parser.error("--tasks is needed (or --smoke)")
+    return options
+
+
+def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+    """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
+    write_smoke_inputs(folder)
+    model, texts = str(folder / "model"), {"texts": str(folder / "train.csv"), "test": str(folder / "test.csv")}
+    task = Task("smoke", model, model, **texts, options={"max_texts": 64, "precision": "f32"})
+    (folder / "tasks.json").write_text(json.dumps([asdict(task)]))
+    small = {
+        "tasks": folder / "tasks.json", "out": folder, "work": folder / "work", "texts_per_run": 8, "runs": 1,
+        "batch_size": [1, 8], "optimize_batch_size": 8, "cache_dir": folder / "cache",
+    }  # fmt: skip
+    return argparse.Namespace(**{**vars(options), **small})
+
+
+if __name__ == "__main__":
+    main()
