@@ -19,7 +19,8 @@ Captured = pytest.CaptureFixture[str]
 def texts_csv(tmp_path: Path, tiny_texts: list[str]) -> Path:
     path = tmp_path / "texts.csv"
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([CSV_HEADER, *((text, "neutral") for text in tiny_texts)])
+        labels = ("neutral", "positive")
+        csv.writer(file).writerows([CSV_HEADER, *((text, labels[i % 2]) for i, text in enumerate(tiny_texts))])
     return path
 
 

@@ -30,17 +30,17 @@ from tests.mpcompile.search.fakes import (
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def trials_in(path: Path) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name=name_study(["f32"]), storage=f"sqlite:///{path}").trials
+def trials_in(path: Path, *precisions: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name_study(precisions or ("f32",)), storage=f"sqlite:///{path}").trials
 
 
 def schedule_of(trial: optuna.trial.FrozenTrial) -> KeepSchedule:
     return KeepSchedule((1, 2), (round(trial.params["keep_1"], 2), round(trial.params["keep_2"], 2)))
 
 
-def tried_in(path: Path) -> list[optuna.trial.FrozenTrial]:
+def tried_in(path: Path, *precisions: str) -> list[optuna.trial.FrozenTrial]:
     done = (TrialState.COMPLETE, TrialState.PRUNED)
-    return [trial for trial in trials_in(path) if "fixed" not in trial.user_attrs and trial.state in done]
+    return [trial for trial in trials_in(path, *precisions) if "fixed" not in trial.user_attrs and trial.state in done]
 
 
 def test_study_finds_what_the_fixed_schedules_miss() -> None:
@@ -122,7 +122,7 @@ def test_sampler_starts_from_the_fixed_schedules(tmp_path: Path) -> None:
 def test_precisions_are_searched_together(tmp_path: Path) -> None:
     model = FakeModel()
     run_study(model, tmp_path / "s.db", trials=16, precisions=("f32", "int8"))
-    assert {trial.params["precision"] for trial in tried_in(tmp_path / "s.db")} == {"f32", "int8"}
+    assert {trial.params["precision"] for trial in tried_in(tmp_path / "s.db", "f32", "int8")} == {"f32", "int8"}
     assert {precision for _, precision, _ in model.asked} == {"f32", "int8"}
 
 
