@@ -158,7 +158,9 @@ def _make_systems(options: argparse.Namespace, optimized: mpcompile.OptimizedMod
         optimized.set_speedup(target)
         if optimized.operating_point.point not in seen:
             seen.add(optimized.operating_point.point)
-            made.append(peers.at_point(optimized, optimized.operating_point, f"mpcompile, target {target:g}x"))
+            row = optimized.operating_point
+            facts = {"predicted_s": row.predicted_s, "flops_ratio": row.flops_ratio}
+            made.append(peers.at_point(optimized, row.point, f"mpcompile, target {target:g}x", facts))
     return made
 
 

@@ -30,8 +30,8 @@ def draw_fronts(tasks: Sequence[dict[str, Any]], path: Path) -> None:
         for line, size in enumerate(sizes):
             _draw_systems(axes[line][column], [row for row in task["rows"] if row["batch_size"] == size])
             axes[line][column].set_title(f"{task['name']}, batch {size}, test texts")
-        _draw_held_out(axes[-1][column], task["fronts"])
-        axes[-1][column].set_title(f"{task['name']}, fronts on held-out texts")
+        _draw_held_out(axes[-1][column], task["front"], task["chosen"])
+        axes[-1][column].set_title(f"{task['name']}, front on held-out texts")
     for axis in axes.flat:
         axis.set_xscale("log")
         axis.invert_yaxis()
@@ -50,10 +50,8 @@ def _draw_systems(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
         axis.scatter(row["speedup"], 100 * row["drop"], marker=marker, s=90, label=row["system"])
 
 
-def _draw_held_out(axis: Any, fronts: dict[str, list[dict[str, Any]]]) -> None:
-    for number, (name, front) in enumerate(fronts.items()):
-        ordered = sorted(front, key=lambda row: row["speedup"])
-        lost = [100 * row["drop"] for row in ordered]
-        # The systems' colours: what is compared stands in front of the variants.
-        axis.plot([row["speedup"] for row in ordered], lost, marker=".", color=f"C{number + 3}", label=name)
+def _draw_held_out(axis: Any, front: list[dict[str, Any]], chosen: dict[str, Any]) -> None:
+    ordered = sorted(front, key=lambda row: row["speedup"])
+    axis.plot([row["speedup"] for row in ordered], [100 * row["drop"] for row in ordered], marker=".", color="C5")
+    axis.scatter(chosen["speedup"], 100 * chosen["drop"], marker="*", s=90, color="C5")
     axis.set_ylim(-1.5, 6.0)

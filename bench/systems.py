@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import mpcompile
 from mpcompile.capture import capture
 from mpcompile.data import load_examples
-from mpcompile.front import MeasuredPoint
+from mpcompile.operating_point import OperatingPoint
 from mpcompile.source import open_original
 from mpcompile.text import TextEncoder
 
@@ -100,10 +100,12 @@ def openvino_int8(model: str, train: str, encoder: TextEncoder, num_texts: int =
     return _compile_openvino("OpenVINO int8 (NNCF)", quantised, model, "f32")
 
 
-def at_point(optimized: mpcompile.OptimizedModel, row: MeasuredPoint, name: str) -> System:
-    """mpcompile at a point of its front."""
-    facts = {"point": row.point.to_json(), "predicted_s": row.predicted_s, "flops_ratio": row.flops_ratio}
-    return System(name, dict, lambda batch: optimized.runtime.run(batch, row.point).logits, facts)
+def at_point(
+    optimized: mpcompile.OptimizedModel, point: OperatingPoint, name: str, facts: dict[str, Any] | None = None
+) -> System:
+    """mpcompile at an operating point of its engines."""
+    facts = {"point": point.to_json(), **(facts or {})}
+    return System(name, dict, lambda batch: optimized.runtime.run(batch, point).logits, facts)
 
 
 def prepare_calls(system: System, batches: Sequence[Batch]) -> list[Callable[[], np.ndarray]]:
