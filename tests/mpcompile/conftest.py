@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from mpcompile.requests import ModelSignature
 from mpcompile.segment import BuildConfig, default_profile, fastest_float
 from mpcompile.text import TextEncoder
 from tests.models import build_head
+from tests.mpcompile.remembered import Remembered
 
 PRUNES = (0, 2)
 POINTS = (
@@ -156,6 +157,27 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_user_cache(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
     """Keeps what has no cache_dir argument out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
+
+
+@pytest.fixture(scope="session")
+def remembered() -> Remembered:
+    """What `capture_once` remembers."""
+    return Remembered()
+
+
+@pytest.fixture(scope="module")
+def capture_once(remembered: Remembered) -> Iterator[None]:
+    """Captures each model once for all jobs of a module, which takes more than half of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpcompile.compiler.capture", remembered.capture)
+        patch.setattr("mpcompile.choosing.estimate_work", remembered.estimate_work)
+        yield
+
+
+@pytest.fixture
+def capture_anew(capture_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undoes `capture_once` for a test of what `capture` does to the model."""
+    monkeypatch.setattr("mpcompile.compiler.capture", capture)
 
 
 @pytest.fixture(scope="session")

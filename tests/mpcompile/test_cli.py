@@ -11,6 +11,7 @@ import pytest
 import mpcompile
 from mpcompile.cli import main
 
+pytestmark = pytest.mark.usefixtures("capture_once")
 CSV_HEADER = ["text", "label"]
 Captured = pytest.CaptureFixture[str]
 

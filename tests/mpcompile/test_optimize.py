@@ -29,6 +29,7 @@ from mpcompile.planning.plan import Memory, Plan
 from mpcompile.search.candidates import thin
 from tests.models import MAX_POSITIONS, build_model, random_batch
 
+pytestmark = pytest.mark.usefixtures("capture_once")
 JSON_KEYS = {
     "target_speedup",
     "measured_speedup",
@@ -47,16 +48,36 @@ class Job:
     """`optimize` on the tiny BERT with the eager backend, which takes a second or two."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str], cache_dir: Path) -> None:
-        self.texts = texts
+        self.tokenizer, self.texts = tokenizer, texts
+        self.labels = [("positive", "neutral")[i % 2] for i in range(len(texts))]
         self._options = {"tokenizer": tokenizer, "backend": "eager", "progress": False, "cache_dir": cache_dir}
 
     def __call__(self, model: Any, target_speedup: Any = 1.0, **options: Any) -> OptimizedModel:
         return mpcompile.optimize(model, target_speedup, **{**self._options, **options})
 
 
-@pytest.fixture
-def job(tiny_tokenizer: PreTrainedTokenizerFast, tiny_texts: list[str], cache_dir: Path) -> Job:
+@pytest.fixture(scope="module")
+def job(tiny_tokenizer: PreTrainedTokenizerFast, tiny_texts: list[str], cache_dir: Path, capture_once: None) -> Job:
     return Job(tiny_tokenizer, tiny_texts, cache_dir)
+
+
+@pytest.fixture(scope="module")
+def without_texts(job: Job, tiny_bert: PreTrainedModel) -> OptimizedModel:
+    """The tiny BERT, optimized without texts; shared, so leave its operating point as it is."""
+    return job(copy.deepcopy(tiny_bert))
+
+
+@pytest.fixture(scope="module")
+def labelled(job: Job, tiny_bert: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> OptimizedModel:
+    """The same with texts and labels of a CSV file, and a `max_drop`; shared, too.
+
+    The model's last layer is wrong about every text, so that no exit is worse, whatever it answers and takes.
+    """
+    path = tmp_path_factory.mktemp("labelled") / "texts.csv"
+    rows = zip(job.texts, opposite(tiny_bert, job.tokenizer, job.texts), strict=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return job(copy.deepcopy(tiny_bert), texts=path, pruning=False, max_drop=0.5)
 
 
 @pytest.fixture
@@ -267,23 +288,17 @@ def test_pairs_are_taken_as_texts(job: Job, model: PreTrainedModel) -> None:
     assert job(model, texts=pairs).report.agreement is not None
 
 
-def test_csv_is_taken_as_texts(job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
-    path = tmp_path / "texts.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *((text, "positive") for text in job.texts)])
-    report = job(model, texts=path).report
-    assert report.accuracy is not None and report.original_accuracy is not None
+def test_csv_is_taken_as_texts(labelled: OptimizedModel) -> None:
+    assert labelled.report.accuracy is not None and labelled.report.original_accuracy is not None
 
 
-def test_labels_give_accuracy(job: Job, model: PreTrainedModel) -> None:
-    report = job(model, texts=job.texts, labels=["neutral"] * len(job.texts)).report
-    assert report.accuracy is not None and 0.0 <= report.accuracy <= 1.0
-    assert all(point.accuracy is not None for point in report.operating_points)
+def test_labels_give_accuracy(labelled: OptimizedModel) -> None:
+    assert labelled.report.accuracy is not None and 0.0 <= labelled.report.accuracy <= 1.0
+    assert all(point.accuracy is not None for point in labelled.operating_points)
 
 
-def test_original_accuracy_is_that_of_the_original(job: Job, model: PreTrainedModel, tiny_tokenizer: Any) -> None:
-    labels = opposite(model, tiny_tokenizer, job.texts)
-    assert job(model, texts=job.texts, labels=labels).report.original_accuracy == 0.0
+def test_original_accuracy_is_that_of_the_original(labelled: OptimizedModel) -> None:
+    assert labelled.report.original_accuracy == 0.0
 
 
 def test_test_texts_are_what_the_report_is_measured_on(job: Job, model: PreTrainedModel, tiny_tokenizer: Any) -> None:
@@ -299,18 +314,16 @@ def test_without_labels_agreement_is_reported_and_accuracy_is_not(optimized: Opt
     assert optimized.report.certified_drop is not None
 
 
-def test_without_texts_the_unknown_accuracy_is_said_plainly(job: Job, model: PreTrainedModel) -> None:
-    optimized = job(model)
-    text = " ".join(str(optimized.report).split())
+def test_without_texts_the_unknown_accuracy_is_said_plainly(without_texts: OptimizedModel) -> None:
+    text = " ".join(str(without_texts.report).split())
     assert "accuracy unknown: no texts were given, so nothing was checked" in text
     assert "what pruning costs in accuracy is unknown" in text
-    assert optimized.report.agreement is None and optimized.report.certified_drop is None
+    assert without_texts.report.agreement is None and without_texts.report.certified_drop is None
 
 
-def test_without_texts_no_exits_are_made(job: Job, model: PreTrainedModel) -> None:
-    optimized = job(model)
-    assert {point.point.exit_layers for point in optimized.operating_points} == {(3,)}
-    assert len(optimized.predict(["ban del"])) == 1
+def test_without_texts_no_exits_are_made(without_texts: OptimizedModel) -> None:
+    assert {point.point.exit_layers for point in without_texts.operating_points} == {(3,)}
+    assert len(without_texts.predict(["ban del"])) == 1
 
 
 def test_without_a_tokenizer_the_model_is_called_on_ids(job: Job, model: PreTrainedModel) -> None:
@@ -351,14 +364,13 @@ def test_labels_without_texts_are_refused(job: Job, model: PreTrainedModel) -> N
         job(model, labels=[0, 1, 2])
 
 
-def test_point_within_max_drop_is_certified_on_half_of_the_texts(job: Job, model: PreTrainedModel) -> None:
-    optimized = job(model, texts=job.texts, max_drop=0.5)
-    assert optimized.operating_point.certified is True
-    assert optimized.report.held_out == 20
-    assert optimized.report.certified_drop is not None and optimized.report.certified_drop <= 0.5
-    assert "agreement with the original falls by at most 50 points with 95% confidence (20 texts)" in " ".join(
-        str(optimized.report).split()
-    )
+def test_point_within_max_drop_is_certified_on_half_of_the_texts(labelled: OptimizedModel) -> None:
+    report = labelled.report
+    assert labelled.operating_point.certified is True
+    assert report.held_out == 20
+    assert report.certified_drop is not None and report.certified_drop <= 0.5
+    text = " ".join(str(report).split())
+    assert "certified: accuracy falls by at most 50 points with 95% confidence (20 texts)" in text
 
 
 def test_without_max_drop_nothing_is_certified(optimized: OptimizedModel) -> None:
@@ -366,12 +378,16 @@ def test_without_max_drop_nothing_is_certified(optimized: OptimizedModel) -> Non
     assert optimized.report.held_out == 8
 
 
-@pytest.mark.parametrize(("options", "least"), [({}, 14), ({"labels": [0] * 40}, 14)], ids=["texts", "labels"])
-def test_texts_too_few_for_the_confidence_are_refused_before_the_model_is_read(
-    job: Job, options: Any, least: int
+@pytest.mark.parametrize("has_labels", [False, True], ids=["texts", "labels"])
+def test_texts_too_few_for_the_confidence_are_refused_before_anything_slow(
+    job: Job, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, has_labels: bool
 ) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the model is captured")
+
+    monkeypatch.setattr("mpcompile.compiler.capture", refuse)
     with pytest.raises(DataError, match=r"texts: 20 are used, 10 of them to test .* takes at least 14 for the test"):
-        job("/no/such/model", texts=job.texts, max_drop=0.2, max_texts=20, **options)
+        job(model, texts=job.texts, max_drop=0.2, max_texts=20, labels=job.labels if has_labels else None)
 
 
 def test_max_drop_without_texts_is_refused(job: Job, model: PreTrainedModel) -> None:
@@ -442,6 +458,7 @@ def test_folder_that_is_not_there_is_named(job: Job, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- the model as passed in
 
 
+@pytest.mark.usefixtures("capture_anew")
 def test_weights_of_the_model_are_left_as_they_were(job: Job, model: PreTrainedModel) -> None:
     model.bert.embeddings.requires_grad_(False)
     before = copy.deepcopy(model)
@@ -451,6 +468,7 @@ def test_weights_of_the_model_are_left_as_they_were(job: Job, model: PreTrainedM
         assert parameter.requires_grad == old.requires_grad, name
 
 
+@pytest.mark.usefixtures("capture_anew")
 def test_mode_of_the_model_is_left_as_it_was(job: Job, model: PreTrainedModel) -> None:
     model.train()
     model.classifier.eval()
@@ -459,6 +477,7 @@ def test_mode_of_the_model_is_left_as_it_was(job: Job, model: PreTrainedModel) -
     assert not model.classifier.training
 
 
+@pytest.mark.usefixtures("capture_anew")
 def test_config_of_the_model_is_left_as_it_was(job: Job) -> None:
     model = build_model("bert")  # a new one: saving a model is what changes its config
     before, attention = copy.deepcopy(model.config.to_dict()), model.config._attn_implementation
@@ -467,6 +486,7 @@ def test_config_of_the_model_is_left_as_it_was(job: Job) -> None:
     assert model.config._attn_implementation == attention
 
 
+@pytest.mark.usefixtures("capture_anew")
 def test_result_does_not_change_when_the_model_is_trained_on(job: Job, model: PreTrainedModel) -> None:
     optimized = job(model)
     before = optimized.classify(job.texts[:3])[0]
@@ -476,12 +496,14 @@ def test_result_does_not_change_when_the_model_is_trained_on(job: Job, model: Pr
     np.testing.assert_array_equal(optimized.classify(job.texts[:3])[0], before)
 
 
+@pytest.mark.usefixtures("capture_anew")
 def test_fp16_model_is_taken(job: Job, model: PreTrainedModel) -> None:
     optimized = job(model.half(), texts=job.texts)
     assert next(model.parameters()).dtype == torch.float16
     assert optimized.predict(["ban del"])[0].label in {"negative", "neutral", "positive"}
 
 
+@pytest.mark.usefixtures("capture_anew")
 def test_model_is_found_with_its_tokenizer_in_a_folder(tiny_model_dir: Path, cache_dir: Path, job: Job) -> None:
     optimized = mpcompile.optimize(tiny_model_dir, 1.0, backend="eager", progress=False, cache_dir=cache_dir)
     assert len(optimized.predict(["ban del"])) == 1
@@ -524,15 +546,11 @@ def test_cache_knows_models_by_their_weights(job: Job, model: PreTrainedModel) -
 # ---------------------------------------------------------------------------------- what is built
 
 
-def test_layers_behind_the_deepest_exit_are_not_built(job: Job, model: PreTrainedModel) -> None:
-    with torch.no_grad():  # it answers class 0 whatever it reads, so the first exit is as good as any
-        model.classifier.weight.mul_(1e-3)
-        model.classifier.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
-    optimized = job(model, texts=job.texts)
-    deepest = max(point.point.exit_layers[-1] for point in optimized.operating_points)
+def test_layers_behind_the_deepest_exit_are_not_built(labelled: OptimizedModel) -> None:
+    deepest = max(point.point.exit_layers[-1] for point in labelled.operating_points)
     assert deepest < 3
-    assert optimized.runtime.segments[-1].exit_layer == deepest
-    names = [name for segment in optimized.runtime.segments for name, _ in segment.graph_module.named_parameters()]
+    assert labelled.runtime.segments[-1].exit_layer == deepest
+    names = [name for segment in labelled.runtime.segments for name, _ in segment.graph_module.named_parameters()]
     layers = {int(name.split(".layer.")[1].split(".")[0]) for name in names if ".layer." in name}
     assert layers == set(range(deepest))
     assert not any("classifier" in name or "pooler" in name for name in names)
@@ -603,10 +621,9 @@ def test_page_is_left_out_with_a_note_where_plotly_is_missing(
     assert "report.html was left out" in (folder / "report.json").read_text("utf-8")
 
 
-def test_report_without_texts_has_a_pyramid_and_no_samples(job: Job, model: PreTrainedModel) -> None:
-    report = job(model).report
-    assert [layer.running for layer in report.pyramid] == [1.0, 1.0, 1.0]
-    assert report.samples == ()
+def test_report_without_texts_has_a_pyramid_and_no_samples(without_texts: OptimizedModel) -> None:
+    assert [layer.running for layer in without_texts.report.pyramid] == [1.0, 1.0, 1.0]
+    assert without_texts.report.samples == ()
 
 
 def test_samples_of_pairs_show_both_texts(job: Job, model: PreTrainedModel) -> None:

@@ -53,7 +53,7 @@ def plan_tiny(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Plan]:
     """`plan` of the tiny BERT, for an L4 at 1x unless told otherwise; nothing was measured before."""
-    monkeypatch.setattr("mpcompile.planning.planning.capture", lambda _: captured)
+    monkeypatch.setattr("mpcompile.planning.planning.capture", lambda *_: captured)
     monkeypatch.setattr("mpcompile.planning.planning.estimate_work", lambda _, backend: works[backend])
 
     def plan(device: Any = "l4", target_speedup: Any = 1.0, **options: Any) -> Plan:
