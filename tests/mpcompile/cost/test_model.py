@@ -90,8 +90,8 @@ def test_many_lengths_are_predicted_at_once() -> None:
 
 
 def test_prune_shortens_what_comes_behind_it() -> None:
-    point = OperatingPoint((2,), (), (0,), (0.3,))
-    kept = 3
+    point = OperatingPoint((2,), (), (0,), (0.5,))
+    kept = 5
     behind = kept * (6 + 10) + 0.7
     assert seconds(COST, 0, 2, 1, 10, point) == pytest.approx(10 + 10 * 4 + (10 * 1 + kept * 3) + behind)
 
@@ -113,8 +113,13 @@ def test_prune_that_keeps_everything_still_costs_itself() -> None:
 
 def test_prunes_follow_each_other() -> None:
     point = OperatingPoint((2,), (), (0, 1), (0.5, 0.5))
-    layers = (8 * 4 + 8 + 4 * 3 + 4 * 6) + (4 * 4 + 4 + 2 * 3 + 2 * 6)
-    assert seconds(COST, 0, 2, 1, 8, point) == pytest.approx(8 + layers + 0.7)
+    layers = (16 * 4 + 16 + 8 * 3 + 8 * 6) + (8 * 4 + 8 + 4 * 3 + 4 * 6)
+    assert seconds(COST, 0, 2, 1, 16, point) == pytest.approx(16 + layers + 0.7)
+
+
+def test_prune_of_a_short_text_keeps_four_tokens() -> None:
+    point = OperatingPoint((2,), (), (0,), (0.3,))
+    assert seconds(COST, 0, 2, 1, 8, point) == pytest.approx(8 + (8 * 4 + 8 + 4 * 3 + 4 * 6) + 4 * 10 + 0.7)
 
 
 def test_fewer_kept_tokens_take_less_time() -> None:
@@ -262,8 +267,8 @@ def test_flops_of_an_early_answer_stop_at_its_exit() -> None:
 
 
 def test_flops_behind_a_prune_are_those_of_the_tokens_kept() -> None:
-    (counted,) = COST.count_flops(np.array([4]), OperatingPoint((2,), (), (0,), (0.5,)), np.array([2]))
-    assert counted == 4 * 400 + (4 * 100 + 2 * 300) + 2 * 600 + 2 * 1000 + 70
+    (counted,) = COST.count_flops(np.array([10]), OperatingPoint((2,), (), (0,), (0.5,)), np.array([2]))
+    assert counted == 10 * 400 + (10 * 100 + 5 * 300) + 5 * 600 + 5 * 1000 + 70
 
 
 def test_prunes_behind_an_exit_cost_an_early_answer_nothing() -> None:

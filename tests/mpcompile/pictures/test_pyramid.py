@@ -7,7 +7,7 @@ from mpcompile.operating_point import OperatingPoint
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.pictures.pyramid import count_pyramid
 
-LENGTHS = np.array([10, 20])
+LENGTHS = np.array([10, 30])
 POINT = OperatingPoint((1, 3), (0.5,), (0, 2), (0.5, 0.3))
 
 
@@ -18,7 +18,7 @@ def test_share_that_runs_a_layer_is_counted() -> None:
 
 def test_tokens_are_averaged_over_the_texts_that_run_the_layer() -> None:
     rows = count_pyramid(LENGTHS, np.array([1, 3]), POINT, 3)
-    assert [row.tokens_kept for row in rows] == [7.5, 10.0, 3.0]
+    assert [row.tokens_kept for row in rows] == [10.0, 15.0, 5.0]
 
 
 def test_every_layer_of_the_model_has_a_row() -> None:

@@ -55,7 +55,7 @@ def halves(ratio: float, length: float) -> list[float]:
     """Tokens in each half of each layer of a text."""
     tokens = [length]
     for layer in range(NUM_LAYERS):
-        kept = math.ceil(ratio * tokens[-1] - 1e-9) if layer in PRUNES else tokens[-1]
+        kept = max(math.ceil(ratio * tokens[-1] - 1e-9), min(tokens[-1], 4)) if layer in PRUNES else tokens[-1]
         tokens += [tokens[-1], kept] if layer else [kept]
     return tokens
 
