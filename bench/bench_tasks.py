@@ -53,6 +53,8 @@ from mpcompile.text import TextEncoder, TokenIds, batches_by_length
 from mpcompile.timing import Timing, measure_interleaved
 
 ORIGINAL, INT8, STUDENT, BOTH = "original (HF eager)", "OpenVINO int8 (NNCF)", "6-layer student, int8", "mpcompile"
+NUM_CALIBRATION = 100
+"""Texts that the int8 baselines are calibrated on, as many as ours."""
 EXITS_ONLY, PRUNING_ONLY = "mpcompile, exits only", "mpcompile, pruning only"
 
 
@@ -148,6 +150,7 @@ def _bench_task(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     answers[ORIGINAL] = answers.pop("OpenVINO f32")
     rows = []
     for batch_size in options.batch_size:
+        print(f"{task.name}: timing batches of {batch_size}", file=sys.stderr)
         batches = test.batches(batch_size, options.texts_per_run)
         timings = measure_interleaved(
             {system.name: peers.prepare_calls(system, batches) for system in compared}, options.runs
@@ -211,9 +214,12 @@ def _read_test(task: Task, optimized: mpcompile.OptimizedModel) -> TestSet:
 
 
 def _make_systems(task: Task, optimized: mpcompile.OptimizedModel, chosen: MeasuredPoint) -> list[System]:
-    compared = [peers.eager(task.model), peers.openvino_int8(task.model, task.texts, optimized.encoder)]
+    compared = [
+        peers.eager(task.model),
+        peers.openvino_int8(task.model, task.texts, optimized.encoder, NUM_CALIBRATION),
+    ]
     if task.student is not None:
-        student = peers.openvino_int8(task.student, task.texts, optimized.encoder)
+        student = peers.openvino_int8(task.student, task.texts, optimized.encoder, NUM_CALIBRATION)
         facts = {"flops_ratio": peers.layer_ratio(task.model, task.student)}
         compared.append(System(STUDENT, student.prepare, student.run, facts))
     point = chosen.point
