@@ -17,6 +17,7 @@ from mpcompile.operating_point import OperatingPoint
 from mpcompile.progress import StageProgress
 from mpcompile.runtime import RunResult
 from mpcompile.settings import Settings
+from mpcompile.task import Task
 from mpcompile.text import TextEncoder
 
 Make = Callable[[OperatingPoint, float, float | None], MeasuredPoint]
@@ -54,7 +55,8 @@ def certify(
 ) -> Callable[..., tuple[MeasuredPoint, ...]]:
     def run(wrong: list[int], chosen: int, labels: np.ndarray | None = None) -> tuple[tuple[Any, ...], list[float]]:
         encoder = TextEncoder.from_transformers(tiny_tokenizer, 32)
-        part = TextPart(tuple(encoder.encode(["ban del"] * TEXTS)), labels, None, np.eye(3)[np.zeros(TEXTS, int)])
+        encoded, original = tuple(encoder.encode(["ban del"] * TEXTS)), np.eye(3)[np.zeros(TEXTS, int)]
+        part = TextPart(encoded, labels, Task("single_label", 3), original=original)
         answers = Answers({1 / speedup: number for (speedup, _), number in zip(ROWS, wrong, strict=True)})
         with StageProgress(False) as progress:
             context: Any = SimpleNamespace(settings=Settings(4, 0.02), encoder=encoder, progress=progress)
