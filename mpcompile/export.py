@@ -27,6 +27,7 @@ def example_inputs(segment: Segment, batch_size: int = 3, seq_len: int = 8) -> d
         survivors, length = batch_size - 1, seq_len - 1
         given["rows"], given["positions"] = torch.arange(survivors), torch.arange(length)
     for layer in segment.prune_layers:
+        given[f"token_threshold_{layer}"] = torch.zeros(1)
         length = max(2, length - 1)
         given[f"num_kept_{layer}"] = torch.full((survivors,), length)
         given[f"slots_{layer}"] = torch.arange(length)
@@ -57,4 +58,6 @@ def export_segment(segment: Segment) -> ExportedProgram:
 def _dynamic_dims(name: str) -> tuple[int, ...]:
     if name == "mask":
         return (0, 3)
+    if name.startswith("token_threshold_"):
+        return ()
     return (0, 1) if name in ("hidden", "token_positions", *FIRST_INPUTS) else (0,)

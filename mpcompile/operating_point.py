@@ -25,6 +25,9 @@ class OperatingPoint:
         prune_layers: layers that prune, ascending.
         keep_ratios: share of an example's tokens kept at each of them, (0, 1].
         precision: "f32", "bf16" or "int8".
+        token_thresholds: one per layer that prunes: tokens that receive less attention are dropped there, and
+            `keep_ratios` says which share that leaves on average. Empty where so many tokens are kept as
+            `keep_ratios` says.
 
     Raises:
         SettingError: when a value is out of range or the numbers of values do not match.
@@ -35,6 +38,7 @@ class OperatingPoint:
     prune_layers: tuple[int, ...] = ()
     keep_ratios: tuple[float, ...] = ()
     precision: str = "f32"
+    token_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_ascending("exit_layers", self.exit_layers)
@@ -54,6 +58,14 @@ class OperatingPoint:
         for i, ratio in enumerate(self.keep_ratios):
             if not 0.0 < ratio <= 1.0:
                 raise SettingError(f"keep_ratios[{i}]: {ratio}; a share of tokens in (0, 1] is expected")
+        if self.token_thresholds and len(self.token_thresholds) != len(self.prune_layers):
+            raise SettingError(
+                f"token_thresholds: {len(self.token_thresholds)} given for prune_layers {self.prune_layers}; expected "
+                "one each, or none where keep_ratios alone says what is kept"
+            )
+        for i, threshold in enumerate(self.token_thresholds):
+            if not 0.0 <= threshold <= 1.0:
+                raise SettingError(f"token_thresholds[{i}]: {threshold}; a share of attention in [0, 1] is expected")
 
     def threshold_at(self, exit_layer: int) -> float:
         """Entropy below which an example leaves there: 0 is never, infinity is always."""
@@ -64,6 +76,10 @@ class OperatingPoint:
     def keep_ratio_at(self, layer: int) -> float:
         """Share of tokens that a layer keeps, 1 where it does not prune."""
         return dict(zip(self.prune_layers, self.keep_ratios, strict=True)).get(layer, 1.0)
+
+    def token_threshold_at(self, layer: int) -> float:
+        """Attention below which a layer drops tokens, 0 where it drops none."""
+        return dict(zip(self.prune_layers, self.token_thresholds, strict=False)).get(layer, 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """The point as plain JSON values."""

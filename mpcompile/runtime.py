@@ -143,6 +143,12 @@ class Runtime:
             inputs = {name: buffers[name] for name in CARRIED if name in segment.input_names}
             inputs["rows"], inputs["positions"] = group.rows, np.arange(longest)
         length, extent = group.length, group.extent
+        if segment.prunes_by_threshold:
+            for layer in segment.prune_layers:
+                inputs[f"token_threshold_{layer}"] = np.array([point.token_threshold_at(layer)], np.float32)
+            outputs = self.engines[segment.index](inputs)
+            length = extent = np.array(outputs[f"kept_{segment.prune_layers[-1]}"])
+            return outputs, _Group(np.arange(len(group.order)), group.order, length, extent)
         for layer in segment.prune_layers:
             length = extent = count_kept(point.keep_ratio_at(layer), length)
             inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = length, np.arange(int(length.max()))
@@ -156,6 +162,12 @@ class Runtime:
             raise InputError(
                 f"operating point with exits {point.exit_layers} and prunes {point.prune_layers}: the engines have "
                 f"exits {exits} and prunes {prunes}; pick one of .operating_points or optimize again"
+            )
+        by_threshold = any(segment.prunes_by_threshold for segment in self.segments)
+        if point.prune_layers and by_threshold != bool(point.token_thresholds):
+            raise InputError(
+                f"operating point with token_thresholds {point.token_thresholds}: the engines prune by "
+                f"{'thresholds' if by_threshold else 'keep ratios'}; pick one of .operating_points or optimize again"
             )
 
 

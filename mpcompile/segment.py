@@ -4,7 +4,9 @@ Inputs of segment 0: `input_ids`, `attention_mask` and maybe `token_type_ids`, (
 Inputs of the others: `hidden` (B, S, D) and `mask` (B, 1, 1, S) of the segment before, `rows` (R,)
 int64, the survivors, and `positions` (L,) int64, 0..L-1 for the longest of them. For each layer N
 that prunes: `num_kept_N` (R,) int64 and `slots_N` (K,) int64, 0..K-1 for the largest of them.
+Where layer N prunes by a threshold: `token_threshold_N` (1,) fp32 instead of these two.
 Outputs: `hidden`, `mask`, `logits` (R, C) and `entropy` (R,); the last segment gives `logits` alone.
+For each layer N that prunes by a threshold: `kept_N` (R,) int64, tokens that each example has left behind it.
 Where layers tell by position how far apart tokens are (MPNet, ModernBERT, DeBERTa), `token_positions`
 (B, S) int64 goes along with `mask`: where each token stood in the text, whatever was dropped since.
 """
@@ -51,6 +53,11 @@ class Segment:
     output_names: tuple[str, ...]
     precision: str = "f32"
     graph_module: GraphModule | None = None
+
+    @property
+    def prunes_by_threshold(self) -> bool:
+        """Whether its text decides how many tokens are kept, and not the host."""
+        return any(name.startswith("token_threshold_") for name in self.input_names)
 
 
 class Engine(Protocol):

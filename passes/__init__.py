@@ -9,7 +9,9 @@ from passes.fuse_attention import FuseAttention
 from passes.insert_exit import ExitHead, InsertExit, TruncateAfterExit, find_exits
 from passes.pass_base import Pass, PassError, run_passes
 from passes.pool_tokens import PoolTokens
+from passes.prune_by_threshold import PruneByThreshold
 from passes.prune_tokens import PruneTokens
+from passes.soften_tokens import SoftenTokens
 from passes.split_segments import split_segments
 from passes.tap_features import TapFeatures
 from passes.verify import verify
@@ -23,7 +25,9 @@ __all__ = [
     "Pass",
     "PassError",
     "PoolTokens",
+    "PruneByThreshold",
     "PruneTokens",
+    "SoftenTokens",
     "TapFeatures",
     "TruncateAfterExit",
     "find_exits",

@@ -24,6 +24,7 @@ from passes.ops import (
     window_mask,
 )
 from passes.pass_base import PassError
+from passes.threshold_ops import prune_by_threshold
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
@@ -32,6 +33,10 @@ MASKS = (biased_mask, window_mask)
 """What an attention may add instead of the additive mask of the padding, which is their second argument."""
 POSITIONAL = (keep_positions, look_up_distances, look_up_positions, relative_bias, window_mask)
 """What reads token positions: their first argument."""
+PRUNES = (prune_tokens, prune_by_threshold)
+"""What drops tokens: they give the hidden state, the mask in force and the kept positions first."""
+SETTINGS = ("num_kept_", "slots_", "token_threshold_")
+"""How the inputs are called that say how much to prune; the layer's index follows."""
 
 LOOKED_FOR = (
     "looked for one scaled_dot_product_attention per layer, inside a numbered list of modules such as "
@@ -114,6 +119,18 @@ def find_layers(gm: GraphModule) -> tuple[EncoderLayer, ...]:
     )
 
 
+def find_layer(gm: GraphModule, index: int) -> EncoderLayer:
+    """One layer of the encoder.
+
+    Raises:
+        PassError: when the graph has no such layer.
+    """
+    layers = find_layers(gm)
+    if not 0 <= index < len(layers):
+        raise PassError(f"layer {index}: the model has {len(layers)} encoder layers (0-{len(layers) - 1})")
+    return layers[index]
+
+
 def group_by_layer(gm: GraphModule) -> tuple[list[Node], list[str], list[list[Node]]]:
     """Attention, name and nodes of each layer, parameters and size reads excluded.
 
@@ -152,7 +169,7 @@ def find_hidden_after(gm: GraphModule, exit_layer: int) -> tuple[Node, Node]:
 
 def find_mask_after(gm: GraphModule, layer: EncoderLayer) -> Node:
     """The mask in force behind a layer: the one its prune hands on, else the one its attention reads."""
-    prune = next((node for node in layer.nodes if node.target is prune_tokens), None)
+    prune = next((node for node in layer.nodes if node.target in PRUNES), None)
     if prune is None:
         return _mask_of(layer)
     for user in prune.users:

@@ -104,6 +104,7 @@ class TruncateAfterExit(Pass):
             raise PassError(f"exit_layer {self.exit_layer}: the graph has exits {sorted(exits)}")
         output = gm.graph.output_node()
         kept = {f"{kind}_{layer}" for layer in exits if layer <= self.exit_layer for kind in ("logits", "entropy")}
+        kept |= {f"kept_{layer}" for layer in range(self.exit_layer)}
         outputs = _outputs(output)
         output.args = ({name: value for name, value in outputs.items() if name in kept},)
         return True

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
-from passes.encoder import SIZE, EncoderLayer, find_layers
+from passes.encoder import PRUNES, SIZE, EncoderLayer, find_layer
 from passes.ops import additive_mask, keep_positions, prune_tokens
 from passes.pass_base import Pass, PassError
 from passes.verify import verify
@@ -47,11 +47,8 @@ class PruneTokens(Pass):
         self.layer = layer
 
     def run(self, gm: GraphModule) -> bool:
-        layers = find_layers(gm)
-        if not 0 <= self.layer < len(layers):
-            raise PassError(f"layer {self.layer}: the model has {len(layers)} encoder layers (0-{len(layers) - 1})")
-        layer = layers[self.layer]
-        if any(node.target is prune_tokens for node in layer.nodes):
+        layer = find_layer(gm, self.layer)
+        if any(node.target in PRUNES for node in layer.nodes):
             raise PassError(f"layer {self.layer} already prunes")
         if layer.mask is None:
             raise PassError(f"layer {self.layer} has no mask: run Canonicalize first")
@@ -69,29 +66,39 @@ class PruneTokens(Pass):
         verify(gm)
 
     def _insert(self, gm: GraphModule, layer: EncoderLayer) -> tuple[Node, Node, Node]:
-        graph = gm.graph
-        last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
-        with graph.inserting_after(last_input):
-            slots = graph.placeholder(f"slots_{self.layer}")
-            num_kept = graph.placeholder(f"num_kept_{self.layer}")
+        prune = self._call_prune(gm, layer)
+        with gm.graph.inserting_after(prune):
+            mask = gm.graph.call_function(operator.getitem, (prune, 1))
+            hidden = gm.graph.call_function(operator.getitem, (prune, 0))
+        for node in (hidden, mask):
+            node.meta["nn_module_stack"] = prune.meta["nn_module_stack"]
+        assert layer.mask is not None
+        hidden.meta["val"], mask.meta["val"] = layer.attention_output.meta["val"], layer.mask.meta["val"]
+        return prune, hidden, mask
+
+    def _call_prune(self, gm: GraphModule, layer: EncoderLayer) -> Node:
+        """The node that gives the pruned hidden state, the mask and the kept positions, in this order."""
+        num_kept = insert_input(gm, f"num_kept_{self.layer}")
+        slots = insert_input(gm, f"slots_{self.layer}")
         site = layer.attention_output
         query, key, value = layer.attention.args[:3]
         options: dict[str, Argument] = {
             **({} if layer.bias is None else {"bias": layer.bias}),
-            **({"separated": True} if _knows_separator(gm) else {}),
+            **({"separated": True} if knows_separator(gm) else {}),
         }
-        with graph.inserting_after(site):
-            prune = graph.call_function(
+        with gm.graph.inserting_after(site):
+            prune = gm.graph.call_function(
                 prune_tokens, (site, layer.mask, query, key, value, num_kept, slots, layer.scale), options
             )
-        with graph.inserting_after(prune):
-            mask = graph.call_function(operator.getitem, (prune, 1))
-            hidden = graph.call_function(operator.getitem, (prune, 0))
-        for node in (prune, hidden, mask):
-            node.meta["nn_module_stack"] = site.meta["nn_module_stack"]
-        assert layer.mask is not None
-        hidden.meta["val"], mask.meta["val"] = site.meta["val"], layer.mask.meta["val"]
-        return prune, hidden, mask
+        prune.meta["nn_module_stack"] = site.meta["nn_module_stack"]
+        return prune
+
+
+def insert_input(gm: GraphModule, name: str) -> Node:
+    """Gives a graph one more input, behind the others."""
+    last_input = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
+    with gm.graph.inserting_after(last_input):
+        return gm.graph.placeholder(name)
 
 
 def _insert_positions(gm: GraphModule, prune: Node, token_positions: Node) -> Node:
@@ -106,7 +113,8 @@ def _insert_positions(gm: GraphModule, prune: Node, token_positions: Node) -> No
     return kept
 
 
-def _knows_separator(gm: GraphModule) -> bool:
+def knows_separator(gm: GraphModule) -> bool:
+    """Whether the graph's mask protects separators."""
     return any(node.target is additive_mask and len(node.args) > 1 for node in gm.graph.nodes)
 
 

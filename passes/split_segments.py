@@ -6,7 +6,7 @@ import operator
 
 from torch.fx import Graph, GraphModule, Node
 
-from passes.encoder import find_positions_after
+from passes.encoder import SETTINGS, find_positions_after
 from passes.insert_exit import find_exits
 from passes.ops import enter_positions, enter_segment
 from passes.pass_base import PassError
@@ -25,6 +25,7 @@ def split_segments(gm: GraphModule) -> list[GraphModule]:
                    return {"logits": ...(h, m)}
     Where later layers read token positions, `token_positions` follows `mask`, out of the one and into the other:
         segment 1: p = enter_positions(token_positions, rows, positions)
+    A segment that prunes by threshold returns the tokens kept, too: {..., "kept_3": num_kept}.
 
     Args:
         gm: rewritten graph with at least one output.
@@ -51,8 +52,17 @@ def split_segments(gm: GraphModule) -> list[GraphModule]:
         ends[-1] = {"logits": ends[-1]["logits"]}
     else:
         ends.append({"logits": outputs["logits"]})
+    _return_num_kept(outputs, sorted(exits), ends)
     starts: list[dict[str, Node]] = [{}, *cuts]
     return [_extract(gm, start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _return_num_kept(outputs: dict[str, Node], exit_layers: list[int], ends: list[dict[str, Node]]) -> None:
+    """Makes each segment return how many tokens its prunes by threshold kept, which nobody else knows."""
+    for name, value in outputs.items():
+        if name.startswith("kept_"):
+            layer = int(name.removeprefix("kept_"))
+            ends[sum(exit_layer <= layer for exit_layer in exit_layers)][name] = value
 
 
 def _crossing(gm: GraphModule, exit_layer: int, call: Node) -> dict[str, Node]:
@@ -83,7 +93,7 @@ def _extract(gm: GraphModule, start: dict[str, Node], end: dict[str, Node]) -> G
 
 
 def _may_cross(node: Node) -> bool:
-    return node.op != "placeholder" or str(node.target).startswith(("num_kept_", "slots_"))
+    return node.op != "placeholder" or str(node.target).startswith(SETTINGS)
 
 
 def _needed(given: set[Node], end: dict[str, Node]) -> set[Node]:

@@ -49,6 +49,7 @@ def run_reference(
     keep_ratios: Mapping[int, float] | None = None,
     heads: Mapping[int, nn.Module] | None = None,
     separator_id: int | None = None,
+    token_thresholds: Mapping[int, float] | None = None,
 ) -> Trace:
     """Runs one example through a classifier, every layer to the end.
 
@@ -58,6 +59,7 @@ def run_reference(
         keep_ratios: share of its tokens that a layer keeps between attention and feed-forward, by layer.
         heads: exit heads, by layers run before them.
         separator_id: token that is always kept.
+        token_thresholds: attention that a token must receive to be kept by a layer, by layer.
     """
     weights = load_weights(model)
     ids = np.asarray(input_ids)
@@ -65,9 +67,13 @@ def run_reference(
     states, kept, left = [hidden], {}, np.arange(len(ids))
     for layer in range(weights.num_layers):
         attended, importance = weights.attend(layer, hidden, left)
+        separators = np.flatnonzero(ids[left] == separator_id) if separator_id is not None else ()
         if keep_ratios and layer in keep_ratios:
-            separators = np.flatnonzero(ids[left] == separator_id) if separator_id is not None else ()
-            kept[layer] = top_tokens(importance, count_kept(keep_ratios[layer], len(hidden)), separators)
+            kept[layer] = top_tokens(importance.top, count_kept(keep_ratios[layer], len(hidden)), separators)
+        if token_thresholds and layer in token_thresholds:
+            enough = [i for i, share in enumerate(importance.received) if share >= token_thresholds[layer]]
+            kept[layer] = np.array(sorted({0, *enough, *(int(i) for i in separators)}))
+        if layer in kept:
             attended, left = attended[kept[layer]], left[kept[layer]]
         hidden = weights.feed_forward(layer, attended)
         states.append(hidden)

@@ -5,6 +5,7 @@ Shapes: N tokens that the example has left, D hidden size, H heads, C classes.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -21,6 +22,14 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return np.asarray(x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
 
 
+@dataclass(frozen=True)
+class Importance:
+    """What the tokens of a layer are worth, (N,) each: for keeping the best, and for keeping those above a threshold."""
+
+    top: np.ndarray
+    received: np.ndarray
+
+
 def mix(
     query: np.ndarray,
     key: np.ndarray,
@@ -28,8 +37,8 @@ def mix(
     bias: np.ndarray,
     scale: float,
     window: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What attention gives (N, D) and the importance of the tokens (N,).
+) -> tuple[np.ndarray, Importance]:
+    """What attention gives (N, D) and the importance of the tokens.
 
     Args:
         query, key, value: (H, N, D / H).
@@ -37,12 +46,14 @@ def mix(
         scale: of the scores.
         window: where a row may look, (N, N); importance has none.
     """
-    context, importance = [], np.zeros(query.shape[1])
+    context, importance, received = [], np.zeros(query.shape[1]), np.zeros(query.shape[1])
     for q, k, v, b in zip(query, key, value, bias, strict=True):
         scores = q @ k.T * scale + b
         importance += softmax(scores.mean(0)) * np.linalg.norm(v, axis=-1)
-        context.append(softmax(scores if window is None else np.where(window, scores, -np.inf)) @ v)
-    return np.concatenate(context, axis=-1), importance
+        attention = softmax(scores if window is None else np.where(window, scores, -np.inf))
+        received += attention.mean(0) / len(query)
+        context.append(attention @ v)
+    return np.concatenate(context, axis=-1), Importance(importance, received)
 
 
 _BERT_LAYER = {
@@ -131,8 +142,8 @@ class Weights:
         hidden = self._norm(f"{prefix}.LayerNorm", hidden)
         return self._dense("electra.embeddings_project", hidden) if self.family == "electra" else hidden
 
-    def attend(self, layer: int, hidden: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hidden state behind attention (N, D) and the importance of its tokens (N,).
+    def attend(self, layer: int, hidden: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, Importance]:
+        """Hidden state behind attention (N, D) and the importance of its tokens.
 
         Args:
             left: where the tokens stood in the text, (N,).
@@ -221,7 +232,7 @@ class ModernBertWeights(Weights):
     def embed(self, input_ids: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
         return self._norm("model.embeddings.norm", self.tensors["model.embeddings.tok_embeddings.weight"][input_ids])
 
-    def attend(self, layer: int, hidden: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def attend(self, layer: int, hidden: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, Importance]:
         name = f"{self.layers}.{layer}"
         normed = hidden if layer == 0 else self._norm(f"{name}.attn_norm", hidden)
         query, key, value = (
