@@ -7,6 +7,7 @@ Shapes: N texts, D hidden size, C classes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,15 +26,32 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class KeepSchedule:
-    """Keep ratios of the layers that may prune."""
+    """Keep ratios of the layers that may prune.
+
+    Attributes:
+        prune_layers: those layers.
+        keep_ratios: of each; of thresholds, the share that they were measured to keep.
+        token_thresholds: of each, where tokens are kept by the attention that they receive; else empty.
+    """
 
     prune_layers: tuple[int, ...]
     keep_ratios: tuple[float, ...]
+    token_thresholds: tuple[float, ...] = ()
 
     def pruned_layers(self) -> tuple[int, ...]:
         """Layers that do not keep everything."""
         rows = zip(self.prune_layers, self.keep_ratios, strict=True)
         return tuple(layer for layer, ratio in rows if ratio < 1.0)
+
+    def measured(self, features: Features, lengths: np.ndarray) -> KeepSchedule:
+        """The same with the keep ratios that its thresholds came to on texts of some lengths (N,)."""
+        if not self.token_thresholds:
+            return self
+        before, ratios = lengths, []
+        for layer in self.prune_layers:
+            ratios.append(float(features.kept[layer].sum() / before.sum()))
+            before = features.kept[layer]
+        return dataclasses.replace(self, keep_ratios=tuple(ratios))
 
 
 @dataclass(frozen=True)
@@ -43,20 +61,24 @@ class Features:
     Attributes:
         logits: of the model's own classifier, (N, C).
         pooled: by exit layer, what a head there reads, (N, 2D).
+        kept: by layer that prunes by a threshold, tokens left behind it, (N,).
     """
 
     logits: np.ndarray
     pooled: dict[int, np.ndarray]
+    kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Named arrays, for the store."""
-        return {"logits": self.logits, **{f"features_{layer}": value for layer, value in self.pooled.items()}}
+        kept = {f"kept_{layer}": value for layer, value in self.kept.items()}
+        return {"logits": self.logits, **kept, **{f"features_{layer}": value for layer, value in self.pooled.items()}}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Features:
         """What `to_arrays` named."""
         pooled = {int(k.removeprefix("features_")): v for k, v in arrays.items() if k.startswith("features_")}
-        return cls(arrays["logits"], pooled)
+        kept = {int(k.removeprefix("kept_")): v for k, v in arrays.items() if k.startswith("kept_")}
+        return cls(arrays["logits"], pooled, kept)
 
 
 class FeatureCollector:
@@ -71,6 +93,7 @@ class FeatureCollector:
         encoder: pads the texts.
         config: for the backend.
         calibration: texts, for an engine in int8.
+        selection: what prunes keep, see `partition.rewrite`.
     """
 
     def __init__(
@@ -83,8 +106,9 @@ class FeatureCollector:
         encoder: TextEncoder,
         config: BuildConfig,
         calibration: CalibrationTexts | None = None,
+        selection: str = "top",
     ) -> None:
-        self._segment: Segment = tap(captured, exit_layers, prune_layers, precision)
+        self._segment: Segment = tap(captured, exit_layers, prune_layers, precision, selection)
         size = Range(1, BATCH_SIZE, BATCH_SIZE), Range(2, 128, captured.max_length)
         samples = None
         if precision == "int8" and calibration is not None:
@@ -110,6 +134,11 @@ class FeatureCollector:
     def _inputs(self, encoded: Sequence[TokenIds], schedule: KeepSchedule) -> dict[str, np.ndarray]:
         batch = self._encoder.pad(encoded)
         inputs = {name: batch[name] for name in self._segment.input_names if name in batch}
+        if self._segment.prunes_by_threshold:
+            thresholds = dict(zip(schedule.prune_layers, schedule.token_thresholds, strict=True))
+            for layer in self._segment.prune_layers:
+                inputs[f"token_threshold_{layer}"] = np.array([thresholds.get(layer, 0.0)], np.float32)
+            return inputs
         length = batch["attention_mask"].sum(1)
         ratios = dict(zip(schedule.prune_layers, schedule.keep_ratios, strict=True))
         for layer in self._segment.prune_layers:

@@ -38,14 +38,14 @@ def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> 
     max_seconds = None if options.train_minutes is None else 60.0 * options.train_minutes
     settings = ElasticSettings(max_epochs=options.train_epochs, max_seconds=max_seconds, seed=options.seed)
     prune_layers, _ = keep_schedules(context.captured.num_layers)
-    heads = _train_frozen_heads(context, training, exit_layers)
+    heads = train_first_heads(context, training, exit_layers)
     with context.progress.stage("elastic fine-tuning") as stage:
         elastic = train_elastic(
             context.captured,
             heads,
             prune_layers,
-            _teach(training),
-            _teach(validation),
+            teach(training),
+            teach(validation),
             context.encoder,
             context.store,
             settings,
@@ -58,12 +58,13 @@ def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> 
     return dataclasses.replace(context, captured=elastic.captured, digest=digest), trained
 
 
-def _teach(part: TextPart) -> TaughtTexts:
+def teach(part: TextPart) -> TaughtTexts:
+    """Texts as a trainer takes them, with the original's answers."""
     assert part.original is not None
     return TaughtTexts(part.encoded, part.original, part.labels)
 
 
-def _train_frozen_heads(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> dict[int, ExitHead]:
+def train_first_heads(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> dict[int, ExitHead]:
     """Heads to start from, from the store where they were trained before: a checkpoint is of one start only."""
     if not exit_layers:
         return {}

@@ -111,21 +111,21 @@ def train_elastic(
     Raises:
         DataError: when texts, answers and labels differ in number, or there are none.
     """
-    _check(captured, training, "training")
-    _check(captured, validation, "validation")
-    key = _describe_run(captured, heads, prune_layers, (training, validation), settings, loss)
+    check_texts(captured, training, "training")
+    check_texts(captured, validation, "validation")
+    key = describe_run(captured, heads, prune_layers, (training, validation), settings, loss)
     arrays = store.find_maybe(key)
     if arrays is None:
         checkpoint = Checkpoint(store.directory / "checkpoints", key)
         trainer = Trainer(captured, heads, prune_layers, encoder, settings, loss)
-        _fit(trainer, training, validation, checkpoint, settings, stage)
+        fit(trainer, training, validation, checkpoint, settings, stage)
         arrays = {name: value.numpy() for name, value in trainer.best.items()}
         store.keep(key, arrays)
         checkpoint.remove()
-    return _assemble(captured, heads, arrays)
+    return assemble(captured, heads, arrays)
 
 
-def _fit(
+def fit(
     trainer: Trainer,
     training: TaughtTexts,
     validation: TaughtTexts,
@@ -133,7 +133,7 @@ def _fit(
     settings: ElasticSettings,
     stage: Stage,
 ) -> None:
-    """Steps and evaluations until the end, a time limit or a stall."""
+    """Steps and evaluations until the end, a time limit or a stall; goes on from a checkpoint."""
     _restore(trainer, checkpoint)
     if not trainer.validation_loss:
         logger.info("validation loss before training: %.4f", trainer.evaluate(validation))
@@ -160,7 +160,12 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             checkpoint.set_aside(str(error))
 
 
-def _check(captured: CapturedModel, texts: TaughtTexts, name: str) -> None:
+def check_texts(captured: CapturedModel, texts: TaughtTexts, name: str) -> None:
+    """Refuses texts without answers, or with too few.
+
+    Raises:
+        DataError: saying which.
+    """
     shape = (len(texts), captured.num_labels)
     if len(texts) == 0:
         raise DataError(f"{name}: no texts; elastic fine-tuning needs some, better thousands")
@@ -170,7 +175,7 @@ def _check(captured: CapturedModel, texts: TaughtTexts, name: str) -> None:
         raise DataError(f"{name}: {len(texts.labels)} labels for {len(texts)} texts; one each is expected")
 
 
-def _describe_run(
+def describe_run(
     captured: CapturedModel,
     heads: Mapping[int, ExitHead],
     prune_layers: tuple[int, ...],
@@ -205,7 +210,7 @@ def _digest_texts(texts: TaughtTexts) -> str:
     return digest_arrays({**arrays, "teacher_logits": texts.teacher_logits, **labels})
 
 
-def _assemble(captured: CapturedModel, heads: Mapping[int, ExitHead], arrays: Mapping[str, np.ndarray]) -> Elastic:
+def assemble(captured: CapturedModel, heads: Mapping[int, ExitHead], arrays: Mapping[str, np.ndarray]) -> Elastic:
     """The captured model and its heads with trained weights."""
     graph_module = copy_graph(captured.graph_module)
     trained = {layer: _copy_head(head) for layer, head in sorted(heads.items())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,8 +84,22 @@ class CostModel:
             tokens.append(max(few - 8 * seq_len * per_token, 0.0) / per_token)
         return tuple(tokens)
 
-    def count_flops(self, seq_len: np.ndarray, point: OperatingPoint, exit_layer: np.ndarray) -> np.ndarray:
-        """Flops of each example alone: its own length, its own exit, (N,)."""
+    def count_flops(
+        self,
+        seq_len: np.ndarray,
+        point: OperatingPoint,
+        exit_layer: np.ndarray,
+        num_kept: Mapping[int, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Flops of each example alone: its own length, its own exit, (N,).
+
+        Args:
+            seq_len: tokens of each example, (N,).
+            point: exits and keep ratios.
+            exit_layer: where each example leaves, (N,).
+            num_kept: by layer that prunes, tokens that each example has left behind it, (N,), where they were
+                counted; otherwise they follow from the keep ratios.
+        """
         one, length = np.float64(1), np.asarray(seq_len, np.float64)
         flops = np.broadcast_to(self.work.embeddings.count_flops(one, length), length.shape)
         for layer in range(self.work.num_layers + 1):
@@ -97,7 +111,8 @@ class CostModel:
             ran = exit_layer > layer
             flops = flops + ran * self.work.attention[layer].count_flops(one, length)
             if layer in point.prune_layers:
-                kept = count_kept(point.keep_ratio_at(layer), length).astype(np.float64)
+                counted = count_kept(point.keep_ratio_at(layer), length) if num_kept is None else num_kept[layer]
+                kept = counted.astype(np.float64)
                 flops = flops + ran * self.work.prune[layer].count_flops(one, length, kept)
                 length = kept
             flops = flops + ran * self.work.feed_forward[layer].count_flops(one, length)

@@ -122,6 +122,7 @@ class Pricer:
             prune_layers=held_out.schedule.prune_layers,
             keep_ratios=held_out.schedule.keep_ratios,
             precision=self.precision,
+            token_thresholds=held_out.schedule.token_thresholds,
         )
         leaves = table.leave_at(thresholds)
         answers = np.stack([held_out.answer[layer] for layer in exits])[leaves, np.arange(leaves.size)]
