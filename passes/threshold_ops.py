@@ -1,6 +1,6 @@
 """The operations of learned token pruning (LTP, Kim et al. 2022, arXiv 2107.00910), which Magic Pyramid uses.
 
-Shapes: B examples, S tokens, K tokens that the example keeping most keeps, D hidden size, H heads.
+Shapes: B examples, S tokens, K tokens that the example keeping most keeps (2 at least), D hidden size, H heads.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ def prune_by_threshold(
     num_kept = keep.sum(1)
     position = torch.arange(seq_len, device=hidden.device)
     # As a list of positions K is a size like any other: torch.export takes it, and OpenVINO, both without a look
-    # from the host.
-    slots = (position < num_kept.amax()).nonzero().flatten()
-    torch._check(slots.shape[0] >= 1)
-    torch._check(slots.shape[0] <= seq_len)
+    # from the host. It is 2 at least, so that torch.export need not ask whether a mask of K columns is to be
+    # broadcast; where all keep position 0 alone, the second is masked like padding.
+    slots = (position < num_kept.amax().clamp(min=2)).nonzero().flatten()
+    if torch.compiler.is_exporting():
+        torch._check(slots.shape[0] >= 2)
+        torch._check(slots.shape[0] <= seq_len)
     kept_index = torch.where(keep, position, seq_len).sort(dim=1).values.index_select(1, slots)
     rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
     taken = kept_index.clamp(max=seq_len - 1)

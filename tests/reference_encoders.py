@@ -24,7 +24,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Importance:
-    """What the tokens of a layer are worth, (N,) each: for keeping the best, and for keeping those above a threshold."""
+    """What the tokens of a layer are worth, (N,) each: to keep the best, or those above a threshold."""
 
     top: np.ndarray
     received: np.ndarray

@@ -32,6 +32,8 @@ from passes import ExitHead, PruneByThreshold, SoftenTokens, run_passes
 VERSION = 1
 """Of the way of training: results of another are not taken from the store."""
 
+STAGE = ElasticSettings(max_epochs=5)
+
 
 @dataclass(frozen=True)
 class ThresholdSettings:
@@ -45,8 +47,8 @@ class ThresholdSettings:
         threshold_learning_rate: the highest, of the thresholds; they are a hundredth of a weight.
     """
 
-    soft: ElasticSettings = ElasticSettings(max_epochs=5)
-    hard: ElasticSettings = ElasticSettings(max_epochs=5)
+    soft: ElasticSettings = STAGE
+    hard: ElasticSettings = STAGE
     keep_weight: float = 0.1
     temperature: float = 1e-3
     last_threshold: float = 0.01

@@ -92,7 +92,9 @@ def test_exits_of_a_pruning_graph_equal_the_reference(model: PreTrainedModel, ca
             np.testing.assert_allclose(outputs[f"logits_{layer}"][row], logits, atol=1e-4)
 
 
-def test_hidden_states_are_as_long_as_the_text_that_keeps_most(bert_graph: GraphModule, tiny_bert: PreTrainedModel) -> None:
+def test_hidden_states_are_as_long_as_the_text_that_keeps_most(
+    bert_graph: GraphModule, tiny_bert: PreTrainedModel
+) -> None:
     thresholds = {0: 0.09, 1: 0.12}
     batch = random_batch(tiny_bert, LENGTHS)
     prune(bert_graph, thresholds)
@@ -132,9 +134,7 @@ def test_separators_are_never_dropped() -> None:
     assert outputs["kept_2"].tolist() == [3, 2]
     for row, length in enumerate([12, 7]):
         given = example(batch, row, length)
-        trace = run_reference(
-            family_model("bert"), **given, separator_id=SEPARATOR, token_thresholds={0: 0.1, 2: 1.0}
-        )
+        trace = run_reference(family_model("bert"), **given, separator_id=SEPARATOR, token_thresholds={0: 0.1, 2: 1.0})
         np.testing.assert_allclose(outputs["logits"][row], trace.logits, atol=1e-4)
 
 

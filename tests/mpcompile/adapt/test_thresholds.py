@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from mpcompile.adapt.thresholds import HardTrainer, Pyramid, SoftTrainer, ThresholdSettings, train_thresholds
 from mpcompile.adapt.losses import SingleLabelLoss
+from mpcompile.adapt.thresholds import HardTrainer, Pyramid, SoftTrainer, ThresholdSettings, train_thresholds
 from mpcompile.adapt.trainer import ElasticSettings, TaughtTexts
 from mpcompile.capture import CapturedModel
 from mpcompile.errors import DataError
@@ -72,9 +72,7 @@ def pyramid(train, tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
 
 def loss_of(pyramid: Pyramid, encoder: TextEncoder, texts: TaughtTexts) -> float:
     """Under the thresholds, tokens dropped."""
-    trainer = HardTrainer(
-        pyramid.captured, pyramid.heads, pyramid.token_thresholds, encoder, STAGE, SingleLabelLoss()
-    )
+    trainer = HardTrainer(pyramid.captured, pyramid.heads, pyramid.token_thresholds, encoder, STAGE, SingleLabelLoss())
     return trainer.evaluate(texts)
 
 

@@ -1,0 +1,417 @@
+"""Magic Pyramid as its paper has it, with flops and measured time side by side (He et al. 2021, arXiv 2111.00230).
+
+    python scripts/reproduce_magic_pyramid.py --model DIR --texts train.csv --test test.csv --name agnews
+
+Learned token pruning (Kim et al. 2022, arXiv 2107.00910): a threshold per layer on the attention that a token
+receives, learned under a soft mask, then fixed while tokens below it are dropped. Entropy exits, trained by
+self-distillation with it; their thresholds are chosen on held-out texts. The paper's speedup, 8.06 on average, is a
+ratio of flops. Here each row has accuracy, that ratio, counted with the tokens that every text really kept, and time
+on the clock.
+
+A run that was stopped goes on where it was when the same command is given again; what is slow is kept in --cache-dir.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import logging
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging as transformers_logging
+
+from mpcompile.adapt.elastic import ElasticHeads
+from mpcompile.adapt.losses import find_loss
+from mpcompile.adapt.thresholds import Pyramid, ThresholdSettings, train_thresholds
+from mpcompile.adapt.trainer import ElasticSettings, name_weights
+from mpcompile.answer import answer_texts
+from mpcompile.build import build_plans, make_runtime
+from mpcompile.choosing import find_exits, measure_cost_model
+from mpcompile.compiler import open_context
+from mpcompile.context import Context, TextPart, encode_examples
+from mpcompile.cost.model import CostModel
+from mpcompile.data import load_examples
+from mpcompile.errors import DataError, MpcompileError
+from mpcompile.features import FeatureCollector, KeepSchedule, keep_schedules
+from mpcompile.finetuning import MAX_VALIDATION, VALIDATION_SHARE, teach, train_first_heads
+from mpcompile.measuring import Systems
+from mpcompile.operating_point import OperatingPoint
+from mpcompile.partition import partition
+from mpcompile.progress import StageProgress
+from mpcompile.reference import ask_original, build_unpruned, unpruned_point
+from mpcompile.runtime import Runtime
+from mpcompile.search.front import PointSearch
+from mpcompile.search.held_out import HeldOut
+from mpcompile.search.pricing import Pricer
+from mpcompile.segment import default_profile
+from mpcompile.settings import Settings
+from mpcompile.source import open_original
+from mpcompile.store import digest_arrays
+from mpcompile.timing import Timing, measure_interleaved
+from mpcompile.workload import build_workload
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+from result_files import describe_machine, slug, write_result
+from smoke import write_smoke_inputs
+
+PAPERS_FLOPS_RATIO = 8.06
+"""On average over its tasks, as Magic Pyramid's abstract has it."""
+CHOOSING_SHARE = 0.25
+SEARCHED_GAINS = (2.0, 4.0, 8.0, 16.0)
+"""Times the unpruned engine's speed that exits are searched for; what is taken is decided by --max-drop."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the table.
+
+    Attributes:
+        name: of it.
+        point: what it runs at.
+        runtime: what runs.
+        drop: accuracy lost on the texts for choosing, None where nothing was chosen.
+    """
+
+    name: str
+    point: OperatingPoint
+    runtime: Runtime
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all rows share.
+
+    Attributes:
+        context: of the original.
+        adapted: the same with the trained model.
+        pyramid: what was trained.
+        prune_layers: layers that prune.
+        choosing: held-out texts.
+        cost: counts flops and predicts time.
+        unpruned: the original as one engine.
+    """
+
+    context: Context
+    adapted: Context
+    pyramid: Pyramid
+    prune_layers: tuple[int, ...]
+    choosing: TextPart
+    cost: CostModel
+    unpruned: Runtime
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Learned, by layer that prunes."""
+        return tuple(self.pyramid.token_thresholds[layer] for layer in self.prune_layers)
+
+    def collect(self, part: TextPart, thresholds: tuple[float, ...]) -> tuple[HeldOut, dict[int, np.ndarray]]:
+        """Answers at every exit under some thresholds, and tokens that each text has left behind each layer."""
+        context = self.adapted
+        assert context.encoder is not None
+        exits = tuple(sorted(self.pyramid.heads))
+        collector = FeatureCollector(
+            context.captured, exits, self.prune_layers, context.backend, context.precision, context.encoder,
+            context.config, selection="threshold",
+        )  # fmt: skip
+        schedule = KeepSchedule(self.prune_layers, (1.0,) * len(self.prune_layers), thresholds)
+        with context.progress.stage(f"answers at every exit ({len(part.encoded)} texts)") as stage:
+            features = collector.collect(part.encoded, schedule, stage)
+        logits = ElasticHeads(self.pyramid.heads).predict_held_out(features.pooled) if self.pyramid.heads else {}
+        logits = {**logits, context.captured.num_layers: features.logits}
+        held_out = HeldOut.from_logits(schedule.measured(features, part.lengths), logits, part.task)
+        return held_out, features.kept
+
+
+def main() -> None:
+    options = _parse()
+    try:
+        if options.smoke:
+            with tempfile.TemporaryDirectory() as folder:
+                reproduce(_smoke_options(options, Path(folder)))
+        else:
+            reproduce(options)
+    except MpcompileError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def reproduce(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains, chooses, measures and writes the result; returns it."""
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    examples, test = load_examples(options.texts), load_examples(options.test, name="test")
+    original = open_original(options.model, None)
+    settings = Settings(
+        1.0, precision=options.precision, backend=options.backend, seed=options.seed, cache_dir=options.cache_dir
+    )
+    with StageProgress(True) as bars, original.evaluating():
+        context = open_context(original, settings, bars, examples.text_pairs is not None)
+        order = np.random.default_rng(options.seed).permutation(len(examples))[: options.max_texts]
+        texts = encode_examples(context, examples.take(order), "texts")
+        experiment = prepare(context, texts, options)
+        systems = choose_systems(experiment, options.max_drop)
+        part = ask_original(context, encode_examples(context, test, "test").take(_first(test, options)), "test texts")
+        if not part.has_accuracy:
+            raise DataError(f"{options.test}: no column 'label'; accuracy is measured on labelled texts")
+        rows = measure(experiment, systems, part, options)
+    result = {
+        **describe_machine(), "command": " ".join(["python", *sys.argv]), "name": options.name,
+        "paper": {"flops_ratio": PAPERS_FLOPS_RATIO},
+        "settings": {key: str(value) for key, value in vars(options).items()},
+        "prune_layers": experiment.prune_layers, "token_thresholds": experiment.thresholds,
+        "num_texts": len(texts.encoded), "num_test": len(part.encoded), "rows": rows,
+    }  # fmt: skip
+    write_result(options.out / f"magic-pyramid_{options.name}_{slug()}.json", result, format_table(result))
+    return result
+
+
+def prepare(context: Context, texts: TextPart, options: argparse.Namespace) -> Experiment:
+    """Trains the pyramid on three quarters of the texts, and readies what measures it on the rest."""
+    assert context.encoder is not None
+    num_choosing = max(1, round(CHOOSING_SHARE * len(texts.encoded)))
+    choosing = ask_original(context, texts.take(np.arange(num_choosing)), "choosing")
+    rest = ask_original(context, texts.take(np.arange(num_choosing, len(texts.encoded))), "training")
+    num_validation = max(1, min(MAX_VALIDATION, round(VALIDATION_SHARE * len(rest.encoded))))
+    validation = rest.take(np.arange(num_validation))
+    training = rest.take(np.arange(num_validation, len(rest.encoded)))
+    prune_layers, _ = keep_schedules(context.captured.num_layers)
+    stage_settings = ElasticSettings(
+        max_epochs=options.epochs, max_seconds=None if options.minutes is None else 30.0 * options.minutes,
+        seed=options.seed,
+    )  # fmt: skip
+    settings = ThresholdSettings(
+        soft=stage_settings, hard=stage_settings, keep_weight=options.keep_weight, temperature=options.temperature
+    )
+    heads = train_first_heads(context, training, find_exits(context))
+    with context.progress.stage("soft and hard stage") as stage:
+        pyramid = train_thresholds(
+            context.captured, heads, prune_layers, teach(training), teach(validation), context.encoder, context.store,
+            settings, find_loss(context.task), stage,
+        )  # fmt: skip
+    weights = {name: value.detach().numpy() for name, value in name_weights(pyramid.captured.graph_module).items()}
+    adapted = dataclasses.replace(
+        context, captured=pyramid.captured, digest=f"{context.digest} {digest_arrays(weights)}"
+    )
+    unpruned = build_unpruned(context, context.precision)
+    cost = measure_cost_model(context, unpruned, int(np.median(texts.lengths)))
+    return Experiment(context, adapted, pyramid, prune_layers, choosing, cost, unpruned)
+
+
+def choose_systems(experiment: Experiment, max_drop: float) -> tuple[System, ...]:
+    """The rows behind the baselines: pruning alone, exits alone, both; exits are chosen on held-out texts."""
+    whole = (experiment.context.captured.num_layers,)
+    plain, _ = experiment.collect(experiment.choosing, (0.0,) * len(experiment.prune_layers))
+    learned, _ = experiment.collect(experiment.choosing, experiment.thresholds)
+    precision = experiment.context.precision
+    schedule = learned.schedule
+    pruned = OperatingPoint(
+        whole, (), schedule.prune_layers, schedule.keep_ratios, precision, schedule.token_thresholds
+    )
+    exits = choose_exits(experiment, plain, max_drop)
+    both = choose_exits(experiment, learned, max_drop)
+    unpruned = OperatingPoint(exits.exit_layers, exits.exit_thresholds, precision=precision)
+    return (
+        System("token pruning", pruned, build(experiment, pruned), _drop(experiment, learned, pruned)),
+        System("exits", unpruned, build(experiment, unpruned), _drop(experiment, plain, unpruned)),
+        System("Magic Pyramid", both, build(experiment, both), _drop(experiment, learned, both)),
+    )
+
+
+def choose_exits(experiment: Experiment, held_out: HeldOut, max_drop: float) -> OperatingPoint:
+    """The exits and their thresholds that are predicted to be fastest and lose at most so much; else lose least."""
+    part, context = experiment.choosing, experiment.context
+    allowed = float(part.task.differs(part.original_answer, part.truth).mean()) + max_drop
+    found = []
+    for size in (1, 32):
+        pricer = Pricer(part.truth, part.lengths, experiment.cost, size, context.precision, part.task)
+        for gain in SEARCHED_GAINS:
+            found += [(c.seconds / pricer.full_s, c) for c in PointSearch([held_out], pricer).search(gain)]
+    fitting = [(share, c) for share, c in found if c.loss <= allowed]
+    if fitting:
+        return min(fitting, key=lambda item: item[0])[1].point
+    return min(found, key=lambda item: (item[1].loss, item[0]))[1].point
+
+
+def build(experiment: Experiment, point: OperatingPoint) -> Runtime:
+    """A chain of engines for one point."""
+    context, whole = experiment.adapted, experiment.context.captured.num_layers
+    heads = {layer: experiment.pyramid.heads[layer] for layer in point.exit_layers if layer < whole}
+    last = None if point.exit_layers[-1] == whole else point.exit_layers[-1]
+    prunes = tuple(layer for layer in point.prune_layers if layer < point.exit_layers[-1])
+    segments = partition(context.captured, heads, prunes, last, context.precision, "threshold")
+    weights = {
+        f"{layer}.{name}": value.numpy() for layer, head in heads.items() for name, value in head.state_dict().items()
+    }
+    digest = f"threshold {context.digest} {digest_arrays(weights)} {prunes} {last}"
+    profile = default_profile(context.captured.max_length)
+    plans = build_plans(context.backend, segments, profile, context.config, context.store, digest)
+    length = int(np.median(experiment.choosing.lengths))
+    split = experiment.cost.split_tokens([segment.exit_layer for segment in segments], length)
+    return make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split)
+
+
+def measure(
+    experiment: Experiment, systems: tuple[System, ...], part: TextPart, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Accuracy and flops on all test texts, time on batches of them, every system in one interleaved run."""
+    context = experiment.context
+    assert context.encoder is not None
+    baseline = System("unpruned engine", unpruned_point(context), experiment.unpruned)
+    _, kept = experiment.collect(part, experiment.thresholds)
+    answers = {"original": {"answer": part.original_answer, "flops_ratio": 1.0, "mean_exit_layer": None, "point": None}}
+    for system in (baseline, *systems):
+        result = answer_texts(system.runtime, system.point, context.encoder, part.encoded)
+        answers[system.name] = {
+            "answer": part.task.answers(result.logits),
+            "flops_ratio": count_flops_ratio(experiment, system.point, part.lengths, kept, result.exit_layer),
+            "mean_exit_layer": float(result.exit_layer.mean()),
+            "share_kept": float((result.tokens_kept / part.lengths).mean()),
+            "drop_on_choosing": system.drop, "point": system.point.to_json(),
+        }  # fmt: skip
+    rows = []
+    for size in options.batch_size:
+        timings = time_systems(experiment, (baseline, *systems), part, size, options)
+        rows += [_row(name, size, facts, timings, part) for name, facts in answers.items()]
+    return rows
+
+
+def count_flops_ratio(
+    experiment: Experiment,
+    point: OperatingPoint,
+    lengths: np.ndarray,
+    kept: dict[int, np.ndarray],
+    exit_layer: np.ndarray,
+) -> float:
+    """Flops of the whole model over those of a point, each text with the tokens that it really kept.
+
+    What the scores cost, queries times keys once more, is counted where a layer prunes.
+    """
+    whole = experiment.context.captured.num_layers
+    full = experiment.cost.count_flops(lengths, OperatingPoint((whole,)), np.full(len(lengths), whole)).sum()
+    flops = experiment.cost.count_flops(lengths, point, exit_layer, kept)
+    before = lengths
+    for layer in point.prune_layers:
+        scores = 2.0 * experiment.context.captured.hidden_size * before.astype(np.float64) ** 2
+        flops, before = flops + (exit_layer > layer) * scores, kept[layer]
+    return float(full / flops.sum())
+
+
+def time_systems(
+    experiment: Experiment, systems: tuple[System, ...], part: TextPart, batch_size: int, options: argparse.Namespace
+) -> dict[str, Timing]:
+    """Seconds per batch of the original and the systems on the same batches, drawn at random."""
+    context = experiment.context
+    assert context.encoder is not None
+    rank = np.random.default_rng(options.seed).permutation(len(part.encoded))
+    num_batches = max(options.batches, options.requests // batch_size)
+    workload = build_workload(context.encoder, part.encoded, batch_size, num_batches, rank, options.seed)
+    prepared = [context.original.prepare(batch, context.captured.input_names) for batch in workload.batches[:3]]
+    num_threads = context.original.find_threads(prepared)
+    timed = {s.name: Systems(context, workload, experiment.unpruned, s.runtime, num_threads) for s in systems}
+    calls = {"original": timed[systems[0].name].original_calls()}
+    calls |= {system.name: timed[system.name].point_calls(system.point) for system in systems}
+    with context.progress.stage(f"time, batch {batch_size}") as stage:
+        return measure_interleaved(calls, options.runs, on_run=stage)
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        f"# Magic Pyramid on {result['name']}", "",
+        f"{result['date']}, {result['cpu']}, {result['cores']} cores, {result['num_test']} test texts. The paper "
+        f"reports {result['paper']['flops_ratio']}x on average over its tasks, a ratio of flops.", "",
+        "| system | batch | accuracy | agreement | flops ratio | time ratio to original | to unpruned engine | ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['system']} | {row['batch_size']} | {100 * row['accuracy']:.2f} | {100 * row['agreement']:.2f} | "
+            f"{row['flops_ratio']:.2f} | {row['speedup']:.2f} | {row['speedup_over_unpruned']:.2f} | "
+            f"{1e3 * row['measured_s']:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _row(
+    name: str, batch_size: int, facts: dict[str, Any], timings: dict[str, Timing], part: TextPart
+) -> dict[str, Any]:
+    differs, timing = part.task.differs, timings[name]
+    return {
+        "system": name, "batch_size": batch_size,
+        "accuracy": float(1.0 - differs(facts["answer"], part.truth).mean()),
+        "agreement": float(1.0 - differs(facts["answer"], part.original_answer).mean()),
+        "measured_s": timing.median_s, "p10_s": timing.p10_s, "p90_s": timing.p90_s,
+        "speedup": timings["original"].median_s / timing.median_s,
+        "speedup_over_unpruned": timings["unpruned engine"].median_s / timing.median_s,
+        **{key: value for key, value in facts.items() if key != "answer"},
+    }  # fmt: skip
+
+
+def _drop(experiment: Experiment, held_out: HeldOut, point: OperatingPoint) -> float:
+    """Accuracy lost on the texts for choosing."""
+    part, exits = experiment.choosing, point.exit_layers
+    answer, waiting = held_out.answer[exits[-1]].copy(), np.ones(len(part.truth), bool)
+    for layer, threshold in itertools.zip_longest(exits[:-1], point.exit_thresholds):
+        leaving = waiting & (held_out.entropy[layer] < threshold)
+        answer[leaving], waiting = held_out.answer[layer][leaving], waiting & ~leaving
+    differs = part.task.differs
+    return float(differs(answer, part.truth).mean() - differs(part.original_answer, part.truth).mean())
+
+
+def _first(test: Any, options: argparse.Namespace) -> np.ndarray:
+    return np.arange(min(len(test), options.test_texts))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder of a Hugging Face classifier, or a hub id")
+    parser.add_argument("--texts", help="csv to train and choose on; labels are used when there")
+    parser.add_argument("--test", help="csv with labels, read once, at the end")
+    parser.add_argument("--name", default="task", help="of the task, in the result file's name")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "bench" / "results")
+    parser.add_argument("--cache-dir", type=Path, default=None, help="where slow results and checkpoints are kept")
+    parser.add_argument("--keep-weight", type=float, default=0.1, help="lambda: the higher, the more is pruned")
+    parser.add_argument("--temperature", type=float, default=1e-3, help="of the soft mask")
+    parser.add_argument("--max-drop", type=float, default=0.005, help="accuracy that exits may lose, on held-out texts")
+    parser.add_argument("--epochs", type=int, default=5, help="of each of the two stages, at most")
+    parser.add_argument("--minutes", type=float, default=None, help="that training may take, both stages together")
+    parser.add_argument("--max-texts", type=int, default=8000)
+    parser.add_argument("--test-texts", type=int, default=10**9, help="test texts (default: all)")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--requests", type=int, default=96, help="texts in a timed run, at least")
+    parser.add_argument("--batches", type=int, default=4, help="batches in a timed run, at least")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="auto", help="auto, f32 or bf16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="a minute on a small untrained model, nothing kept")
+    options = parser.parse_args()
+    if not options.smoke and None in (options.model, options.texts, options.test):
+        parser.error("--model, --texts and --test are needed (or --smoke)")
+    if options.precision == "int8":
+        parser.error("--precision int8: engines that prune by threshold are not quantised; auto, f32 or bf16")
+    return options
+
+
+def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+    """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
+    write_smoke_inputs(folder)
+    small = {
+        "model": str(folder / "model"), "texts": str(folder / "train.csv"), "test": str(folder / "test.csv"),
+        "out": folder, "name": "smoke", "cache_dir": folder / "cache", "epochs": 1, "minutes": 0.2, "max_texts": 64,
+        "test_texts": 16, "batch_size": [1, 8], "requests": 4, "batches": 1, "runs": 1,
+    }  # fmt: skip
+    return argparse.Namespace(**{**vars(options), **small})
+
+
+if __name__ == "__main__":
+    main()
