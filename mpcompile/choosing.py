@@ -11,6 +11,7 @@ import numpy as np
 
 from mpcompile.adapt.elastic import ElasticHeads
 from mpcompile.adapt.frozen import TrainedHeads, train_exit_heads
+from mpcompile.adapt.quantiles import find_token_thresholds
 from mpcompile.context import Context, TextPart, describe_calibration
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
@@ -30,6 +31,9 @@ from mpcompile.workload import random_batch
 from passes import ExitHead
 
 logger = logging.getLogger(__name__)
+
+THRESHOLD_SCALES = (0.0, 0.5, 1.0, 1.5)
+"""Learned thresholds are tried at these shares of themselves; at 0 nothing is pruned."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def choose_from_texts(
         features = collector.collect(schedule)
         logits = heads.predict_held_out(features.pooled) if heads else {}
         logits = {**logits, context.captured.num_layers: features.logits}
-        held_out.append(HeldOut.from_logits(schedule, logits, part.task))
+        held_out.append(HeldOut.from_logits(schedule.measured(features, part.lengths), logits, part.task))
     size = context.settings.batch_size
     pricer = Pricer(part.truth, part.lengths, cost, size, context.precision, part.task)
     if context.settings.trials:
@@ -167,8 +171,7 @@ def train_heads(context: Context, part: TextPart) -> TrainedHeads | None:
     if not exits or context.settings.adapt != "frozen":
         return None
     collector = _Collector(dataclasses.replace(context, precision=context.float_precision), exits, part)
-    plain = KeepSchedule(collector.prune_layers, (1.0,) * len(collector.prune_layers))
-    return _train(context, collector.collect(plain))
+    return _train(context, collector.collect(collector.schedules[0]))
 
 
 def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chosen:
@@ -212,7 +215,8 @@ def finish_choice(
 
 def _with_prunes(point: OperatingPoint, layers: tuple[int, ...]) -> OperatingPoint:
     ratios = tuple(point.keep_ratio_at(layer) for layer in layers)
-    return dataclasses.replace(point, prune_layers=layers, keep_ratios=ratios)
+    thresholds = tuple(point.token_threshold_at(layer) for layer in layers) if point.token_thresholds else ()
+    return dataclasses.replace(point, prune_layers=layers, keep_ratios=ratios, token_thresholds=thresholds)
 
 
 def _train(context: Context, features: Features) -> TrainedHeads:
@@ -248,6 +252,21 @@ def _planned(context: Context) -> tuple[KeepSchedule, ...]:
     return (KeepSchedule(layers, tuple(plan.point.keep_ratio_at(layer) for layer in layers)),)
 
 
+def _with_thresholds(context: Context, part: TextPart, schedules: tuple[KeepSchedule, ...]) -> tuple[KeepSchedule, ...]:
+    """Schedules of thresholds: shares of those that were learned, else such as keep what the given ones keep."""
+    layers, ones = schedules[0].prune_layers, schedules[0].keep_ratios
+    if context.token_thresholds is not None:
+        learned = [context.token_thresholds[layer] for layer in layers]
+        scaled = [tuple(scale * threshold for threshold in learned) for scale in THRESHOLD_SCALES]
+        return tuple(KeepSchedule(layers, ones, thresholds) for thresholds in scaled)
+    assert context.encoder is not None
+    encoder, captured = context.encoder, context.captured
+    return tuple(
+        KeepSchedule(layers, s.keep_ratios, find_token_thresholds(captured, encoder, part.encoded, s))
+        for s in schedules
+    )
+
+
 class _Collector:
     """Features of one part of the texts under several schedules, from the store where they were computed before."""
 
@@ -257,6 +276,8 @@ class _Collector:
         self.schedules = tuple(dict.fromkeys((*schedules, *_planned(context))))
         if not context.settings.pruning:
             self.schedules = schedules[:1]
+        if context.settings.selection == "threshold":
+            self.schedules = _with_thresholds(context, part, schedules)
         self.texts_digest = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
         self._memory: dict[KeepSchedule, Features] = {}
 
@@ -269,6 +290,7 @@ class _Collector:
             "exits": self._exits,
             "prunes": schedule.prune_layers,
             "keep_ratios": schedule.keep_ratios,
+            **({"token_thresholds": schedule.token_thresholds} if schedule.token_thresholds else {}),
             "backend": self._context.backend.name,
             "fingerprint": self._context.backend.fingerprint(),
             "precision": self._context.precision,
@@ -304,4 +326,5 @@ class _Collector:
             context.encoder,
             context.config,
             context.calibration,
+            context.settings.selection,
         )

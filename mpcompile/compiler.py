@@ -80,6 +80,7 @@ def optimize(
     train_minutes: float | None = None,
     exits: bool = True,
     pruning: bool = True,
+    selection: str = "top",
 ) -> OptimizedModel:
     """Compiles a fine-tuned encoder into the same model doing less work per input.
 
@@ -125,6 +126,10 @@ def optimize(
         train_epochs: of "finetune", passes over its texts; it stops earlier where they bring nothing.
         train_minutes: of "finetune", the time that it may take.
         exits, pruning: False leaves one of the two out, to see what each brings.
+        selection: which tokens a layer keeps: "top", a share of each text's, those that matter most; or "threshold",
+            those that receive enough attention, as in Magic Pyramid: each text decides how many. The thresholds are
+            learned with adapt="finetune"; otherwise they are quantiles on the texts, so that as many tokens are kept
+            on average as "top" keeps. Needs texts; without int8, plan or trials.
 
     Raises:
         SettingError: when an option has a value that is not allowed.
@@ -138,9 +143,11 @@ def optimize(
         target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
         Path(cache_dir) if cache_dir is not None else None, Plan.load(plan) if isinstance(plan, str | Path) else plan,
         show_texts, trials, str(storage) if isinstance(storage, Path) else storage,
-        train_epochs, train_minutes, exits, pruning,
+        train_epochs, train_minutes, exits, pruning, selection,
     )  # fmt: skip
     check_precision(settings, texts is not None)
+    if texts is None and selection == "threshold":
+        raise SettingError("selection: 'threshold' needs texts to find thresholds on; pass texts=... or use 'top'")
     if texts is None and (labels is not None or max_drop is not None):
         missing = "labels" if labels is not None else f"max_drop={max_drop:g}"
         raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
@@ -229,9 +236,13 @@ class _Built:
 
 
 def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, parts: Texts | None) -> _Built:
-    segments = partition(context.captured, chosen.heads, chosen.prune_layers, chosen.last_exit, context.precision)
+    selection = context.settings.selection
+    segments = partition(
+        context.captured, chosen.heads, chosen.prune_layers, chosen.last_exit, context.precision, selection
+    )
     weights = {name: value.numpy() for name, value in head_weights(chosen.heads).items()}
     digest = f"{context.digest} {digest_arrays(weights)} {chosen.prune_layers} {chosen.last_exit}"
+    digest += "" if selection == "top" else f" {selection}"
     size = context.settings.batch_size
     profile = OptimizationProfile(Range(1, size, max(size, 32)), Range(2, length, context.captured.max_length))
     with context.progress.stage("build engines") as stage:

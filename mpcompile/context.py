@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,7 @@ class Context:
         digest: SHA-256 of the model.
         task: what the model answers; of a regression with the tolerance that the texts for choosing give.
         calibration: texts that int8 engines are calibrated on, None when no texts were given.
+        token_thresholds: that were learned with the weights, by layer that prunes; None where none were.
     """
 
     settings: Settings
@@ -55,6 +57,7 @@ class Context:
     digest: str
     task: Task
     calibration: CalibrationTexts | None = None
+    token_thresholds: Mapping[int, float] | None = None
 
     @property
     def float_precision(self) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mpcompile.adapt.elastic import ElasticHeads, train_elastic
+from mpcompile.adapt.elastic import Elastic, ElasticHeads, train_elastic
 from mpcompile.adapt.frozen import train_exit_heads
 from mpcompile.adapt.losses import find_loss
+from mpcompile.adapt.thresholds import Pyramid, ThresholdSettings, train_thresholds
 from mpcompile.adapt.trainer import ElasticSettings, TaughtTexts, name_weights
 from mpcompile.context import Context, TextPart
 from mpcompile.features import FeatureCollector, KeepSchedule, keep_schedules
@@ -22,7 +23,7 @@ VALIDATION_SHARE, MAX_VALIDATION = 0.1, 400
 
 
 def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> tuple[Context, ElasticHeads | None]:
-    """Trains the model at all exits and many keep ratios at once.
+    """Trains the model at all exits, and at many keep ratios at once or with thresholds that it learns.
 
     Args:
         part: texts for training, with the original's answers.
@@ -39,23 +40,26 @@ def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> 
     settings = ElasticSettings(max_epochs=options.train_epochs, max_seconds=max_seconds, seed=options.seed)
     prune_layers, _ = keep_schedules(context.captured.num_layers)
     heads = train_first_heads(context, training, exit_layers)
+    arguments = (heads, prune_layers, teach(training), teach(validation), context.encoder, context.store)
+    loss, learned = find_loss(context.task), None
+    trained: Elastic | Pyramid
     with context.progress.stage("elastic fine-tuning") as stage:
-        elastic = train_elastic(
-            context.captured,
-            heads,
-            prune_layers,
-            teach(training),
-            teach(validation),
-            context.encoder,
-            context.store,
-            settings,
-            find_loss(context.task),
-            stage,
-        )
-    weights = {name: value.detach().numpy() for name, value in name_weights(elastic.captured.graph_module).items()}
+        if options.selection == "threshold":
+            stages = ThresholdSettings(soft=_halve(settings), hard=_halve(settings))
+            trained = train_thresholds(context.captured, *arguments, stages, loss, stage)
+            learned = trained.token_thresholds
+        else:
+            trained = train_elastic(context.captured, *arguments, settings, loss, stage)
+    weights = {name: value.detach().numpy() for name, value in name_weights(trained.captured.graph_module).items()}
     digest = f"{context.digest} {digest_arrays(weights)}"
-    trained = ElasticHeads(elastic.heads) if elastic.heads else None
-    return dataclasses.replace(context, captured=elastic.captured, digest=digest), trained
+    adapted = dataclasses.replace(context, captured=trained.captured, digest=digest, token_thresholds=learned)
+    return adapted, ElasticHeads(trained.heads) if trained.heads else None
+
+
+def _halve(settings: ElasticSettings) -> ElasticSettings:
+    """Each of two stages in half of the epochs and of the time."""
+    seconds = None if settings.max_seconds is None else settings.max_seconds / 2
+    return dataclasses.replace(settings, max_epochs=-(-settings.max_epochs // 2), max_seconds=seconds)
 
 
 def teach(part: TextPart) -> TaughtTexts:

@@ -183,7 +183,8 @@ def rebuild_segments(path: Path, manifest: Manifest) -> tuple[Segment, ...]:
     prunes = tuple(layer for segment in manifest.segments for layer in segment.prune_layers)
     end = manifest.segments[-1].exit_layer
     last_exit = None if end == sources.captured.num_layers else end
-    segments = partition(sources.captured, sources.heads, prunes, last_exit, manifest.segments[0].precision)
+    selection = "threshold" if any(segment.prunes_by_threshold for segment in manifest.segments) else "top"
+    segments = partition(sources.captured, sources.heads, prunes, last_exit, manifest.segments[0].precision, selection)
     if [s.exit_layer for s in segments] != [s.exit_layer for s in manifest.segments]:
         raise ArtifactError(f"{path}: its weights do not give the segments of its manifest; optimize again")
     return segments

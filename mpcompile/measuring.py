@@ -120,7 +120,11 @@ def measure_front(systems: Systems, chosen: Chosen, part: TextPart | None) -> tu
 
 def measure_chosen(systems: Systems, point: OperatingPoint) -> dict[str, Timing]:
     """Times the original, the unpruned engine, the exits alone, and the point itself, afresh."""
-    exits_only = dataclasses.replace(point, keep_ratios=(1.0,) * len(point.keep_ratios))
+    exits_only = dataclasses.replace(
+        point,
+        keep_ratios=(1.0,) * len(point.keep_ratios),
+        token_thresholds=(0.0,) * len(point.token_thresholds),
+    )
     calls: dict[str, Calls] = {
         "original": systems.original_calls(),
         "unpruned": systems.unpruned_calls(),

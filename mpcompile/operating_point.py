@@ -83,7 +83,10 @@ class OperatingPoint:
 
     def to_json(self) -> dict[str, Any]:
         """The point as plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if not self.token_thresholds:
+            del values["token_thresholds"]  # earlier versions know no such field
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> OperatingPoint:

@@ -107,6 +107,8 @@ def list_precisions(context: Context) -> tuple[tuple[str, ...], tuple[str, ...]]
     native = context.backend.precisions()
     if context.settings.precision != "auto" or "int8" not in native:
         return (context.precision,), ()
+    if context.settings.selection == "threshold":
+        return (context.precision,), ("int8 was not tried: engines that prune by threshold are not quantised",)
     missing = find_missing_maybe()
     if missing is not None:
         return (context.precision,), (f"int8 was not tried: {missing}",)

@@ -10,6 +10,7 @@ from mpcompile.front import check_target
 from mpcompile.planning.plan import Plan
 
 ADAPTATIONS = ("none", "frozen", "finetune")
+SELECTIONS = ("top", "threshold")
 PRECISIONS = ("auto", "f32", "bf16", "int8")
 
 
@@ -41,6 +42,7 @@ class Settings:
     train_minutes: float | None = None
     exits: bool = True
     pruning: bool = True
+    selection: str = "top"
 
     def __post_init__(self) -> None:
         check_target(self.target_speedup)
@@ -54,6 +56,9 @@ class Settings:
         _check_number("confidence", self.confidence, 0.5, 0.9999, "such as 0.95")
         _check_choice("adapt", self.adapt, ADAPTATIONS)
         _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("selection", self.selection, SELECTIONS)
+        if self.selection == "threshold":
+            self._check_threshold()
         _check_count("batch_size", self.batch_size, 1, 4096)
         _check_count("max_texts", self.max_texts, 16, 10**7)
         if self.plan is not None and not isinstance(self.plan, Plan):
@@ -68,6 +73,18 @@ class Settings:
         _check_count("train_epochs", self.train_epochs, 1, 1000)
         if self.train_minutes is not None:
             _check_number("train_minutes", self.train_minutes, 0.01, 1e5, "or None for no limit")
+
+    def _check_threshold(self) -> None:
+        """What pruning by a threshold has no part for yet."""
+        for name, value, is_allowed, instead in (
+            ("precision", self.precision, self.precision != "int8", "'auto', 'f32' or 'bf16'"),
+            ("trials", self.trials, self.trials == 0, "0: the search tries keep ratios"),
+            ("plan", self.plan, self.plan is None, "None: a plan is of keep ratios"),
+            ("pruning", self.pruning, self.pruning, "True, or selection='top'"),
+        ):
+            if not is_allowed:
+                shown = "a plan" if name == "plan" else repr(value)
+                raise SettingError(f"{name}: {shown} with selection='threshold'; expected {instead}")
 
 
 def _check_number(name: str, value: object, low: float, high: float, hint: str) -> None:

@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
     optimize.add_argument("--storage", help="file or Optuna URL of the search, which resumes there and may be shared")
     optimize.add_argument("--no-exits", dest="exits", action="store_false", help="prune tokens only")
     optimize.add_argument("--no-pruning", dest="pruning", action="store_false", help="exit early only")
+    optimize.add_argument("--selection", default="top", help="tokens to keep: top (default) or threshold")
     optimize.add_argument("--hide-texts", action="store_true", help="keep the texts out of report.json and report.html")
     optimize.add_argument("--no-progress", action="store_true")
     optimize.add_argument("--json", action="store_true", help="print the report as one JSON object")
@@ -69,6 +70,7 @@ def _run(options: argparse.Namespace) -> None:
         show_texts=not options.hide_texts,
         exits=options.exits,
         pruning=options.pruning,
+        selection=options.selection,
         trials=options.trials,
         storage=options.storage,
         train_epochs=options.train_epochs,

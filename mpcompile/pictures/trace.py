@@ -5,6 +5,7 @@ Shapes: S tokens of the text, K tokens kept, C classes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.fx import Interpreter, Node
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.runtime import Runtime
 from mpcompile.segment import Segment
-from passes.ops import prune_tokens
+from passes.encoder import PRUNES
 
 
 def trace_tokens(
@@ -41,7 +42,7 @@ def trace_tokens(
     """
     engines = [_TracingEngine(segment) for segment in segments]
     runtime = Runtime(segments, engines, num_labels, [np.inf] * len(segments))
-    runtime.run(inputs, OperatingPoint((exit_layer,), (), point.prune_layers, point.keep_ratios, point.precision))
+    runtime.run(inputs, dataclasses.replace(point, exit_layers=(exit_layer,), exit_thresholds=()))
     kept = {layer: index for engine in engines for layer, index in engine.kept_index.items()}
     return follow_kept(kept, inputs["input_ids"].shape[1])
 
@@ -84,7 +85,7 @@ class _TracingEngine:
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and keeps the third output of each `prune_tokens`, in order: the layers ascend with it."""
+    """Runs a graph and keeps the third output of each prune, in order: the layers ascend with it."""
 
     def __init__(self, graph_module: torch.fx.GraphModule) -> None:
         super().__init__(graph_module)
@@ -92,6 +93,6 @@ class _Recorder(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if n.target is prune_tokens:
+        if n.target in PRUNES:
             self.kept_index.append(value[2].numpy())
         return value

@@ -14,7 +14,7 @@ from typing import Any
 
 import mpcompile
 from mpcompile.artifact import MANIFEST, REPORT, Manifest, check_target_directory, read_manifest
-from mpcompile.errors import TuningError
+from mpcompile.errors import SettingError, TuningError
 from mpcompile.progress import StageProgress
 from mpcompile.report import Report
 from mpcompile.store import digest
@@ -128,6 +128,11 @@ class _Start:
 
 def _read_start(directory: Path, settings: TuneSettings, texts: Any) -> _Start:
     manifest = read_manifest(directory)
+    if any(segment.prunes_by_threshold for segment in manifest.segments):
+        raise SettingError(
+            f"{directory}: it prunes by thresholds (selection='threshold'), which cannot be tuned yet; optimize with "
+            "selection='top' to tune"
+        )
     report = Report.from_json(json.loads((directory / REPORT).read_text("utf-8")))
     variant = Variant(
         point=report.chosen,
