@@ -236,8 +236,17 @@ def choose_exits(experiment: Experiment, held_out: HeldOut, max_drop: float) -> 
             found += [(c.seconds / pricer.full_s, c) for c in PointSearch([held_out], pricer).search(gain)]
     fitting = [(share, c) for share, c in found if c.loss <= allowed]
     if fitting:
-        return min(fitting, key=lambda item: item[0])[1].point
-    return min(found, key=lambda item: (item[1].loss, item[0]))[1].point
+        return trim(min(fitting, key=lambda item: item[0])[1].point)
+    return trim(min(found, key=lambda item: (item[1].loss, item[0]))[1].point)
+
+
+def trim(point: OperatingPoint) -> OperatingPoint:
+    """A point without the prunes behind its last exit, which nothing reaches."""
+    layers = tuple(layer for layer in point.prune_layers if layer < point.exit_layers[-1])
+    return dataclasses.replace(
+        point, prune_layers=layers, keep_ratios=tuple(point.keep_ratio_at(layer) for layer in layers),
+        token_thresholds=tuple(point.token_threshold_at(layer) for layer in layers) if point.token_thresholds else (),
+    )  # fmt: skip
 
 
 def build(experiment: Experiment, point: OperatingPoint) -> Runtime:
@@ -245,12 +254,11 @@ def build(experiment: Experiment, point: OperatingPoint) -> Runtime:
     context, whole = experiment.adapted, experiment.context.captured.num_layers
     heads = {layer: experiment.pyramid.heads[layer] for layer in point.exit_layers if layer < whole}
     last = None if point.exit_layers[-1] == whole else point.exit_layers[-1]
-    prunes = tuple(layer for layer in point.prune_layers if layer < point.exit_layers[-1])
-    segments = partition(context.captured, heads, prunes, last, context.precision, "threshold")
+    segments = partition(context.captured, heads, point.prune_layers, last, context.precision, "threshold")
     weights = {
         f"{layer}.{name}": value.numpy() for layer, head in heads.items() for name, value in head.state_dict().items()
     }
-    digest = f"threshold {context.digest} {digest_arrays(weights)} {prunes} {last}"
+    digest = f"threshold {context.digest} {digest_arrays(weights)} {point.prune_layers} {last}"
     profile = default_profile(context.captured.max_length)
     plans = build_plans(context.backend, segments, profile, context.config, context.store, digest)
     length = int(np.median(experiment.choosing.lengths))
