@@ -10,10 +10,10 @@ limit of the drop that does not depend on the drop in question, and the probabil
 is maximised over the nuisance (Buehler 1957; Lloyd and Kabaila 2003). Of the nuisance only what the lost texts leave
 possible is tried, for which `SPENT` of the allowed failure is paid (Berger and Boos 1994).
 
-NOTE: `bench/bench_certificate.py` simulates it beside others. At a level of 5%, max_drop 0.005, 2,000 texts, 0.5% lost and
-0.5% won, this test passes 67% of such points, bets on the mean (Waudby-Smith and Ramdas 2023, predictable plug-in, which
-depends on the order of the texts) 51%, a mixture of constant bets 26%, two Clopper-Pearson intervals that share the
-failure 24% and Hoeffding-Bentkus (Bates et al. 2021) on the rescaled difference none.
+NOTE: `bench/bench_certificate.py` simulates it beside others. At a level of 5%, max_drop 0.005, 2,000 texts, 0.5% lost
+and 0.5% won, this test passes 67% of such points, bets on the mean (Waudby-Smith and Ramdas 2023, predictable plug-in,
+which depends on the order of the texts) 51%, a mixture of constant bets 26%, two Clopper-Pearson intervals that share
+the failure 24% and Hoeffding-Bentkus (Bates et al. 2021) on the rescaled difference none.
 """
 
 from __future__ import annotations
