@@ -24,6 +24,7 @@ from tests.reference import run_reference
 RATIOS = {0: 0.7, 1: 0.6}
 POINT = OperatingPoint((1, 3), (0.9,), (0, 1), (0.7, 0.6))
 LENGTHS = [14, 6, 1, 20]
+STRUCTURES = ("albert", "mpnet", "modernbert", "deberta")
 
 
 @functools.cache
@@ -40,8 +41,11 @@ def make_runtime(family: str, backend_name: str) -> Runtime:
     return Runtime(segments, engines, captured.num_labels, [8.0] * len(segments))
 
 
-@pytest.mark.parametrize("family", MORE_FAMILIES)
-@pytest.mark.parametrize("backend_name", ["eager", "openvino"])
+# XLM-R and CamemBERT are RoBERTa to a compiler: one engine fewer to build says as much.
+@pytest.mark.parametrize(
+    ("family", "backend_name"),
+    [*((family, "eager") for family in MORE_FAMILIES), *((family, "openvino") for family in STRUCTURES)],
+)
 def test_runtime_answers_as_the_reference(family: str, backend_name: str) -> None:
     model = family_model(family)
     batch = random_batch(model, LENGTHS)
