@@ -41,7 +41,7 @@ from tests.reference import count_kept
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert")
 MORE_FAMILIES = ("xlm-roberta", "camembert", "albert", "mpnet", "modernbert", "deberta")
-"""Families that are tested for what is unlike the others in them, see tests/passes/test_families.py."""
+"""Families that are tested for what is unlike the others in them, see tests/passes/test_more_families.py."""
 VOCAB_SIZE = 100
 HIDDEN_SIZE = 32
 NUM_LABELS = 3
