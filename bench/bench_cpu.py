@@ -123,7 +123,7 @@ def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namesp
     small = {
         "model": str(folder / "model"), "train": str(folder / "train.csv"), "test": str(folder / "test.csv"),
         "out": folder, "name": "smoke", "batch_size": [1, 8], "max_texts": 64, "accuracy_texts": 16, "requests": 4,
-        "batches": 1, "runs": 1, "cache_dir": folder / "cache", "target_speedup": 2.0,
+        "batches": 1, "runs": 1, "cache_dir": folder / "cache", "target_speedup": 2.0, "precision": "f32",
     }  # fmt: skip
     return argparse.Namespace(**{**vars(options), **small})
 

@@ -80,7 +80,7 @@ def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namesp
     write_smoke_inputs(folder)
     train, cache = str(folder / "train.csv"), folder / "cache"
     optimized = mpcompile.optimize(
-        folder / "model", 1.0, texts=train, max_texts=64, batch_size=4, cache_dir=cache, progress=False
+        folder / "model", 1.0, texts=train, max_texts=64, batch_size=4, precision="f32", cache_dir=cache, progress=False
     )
     small = {
         "artifact": optimized.save(folder / "artifact"), "texts": train, "test": str(folder / "test.csv"),
