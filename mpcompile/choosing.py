@@ -84,19 +84,16 @@ def _measured_over_predicted(
 
 
 def choose_from_texts(
-    context: Context, cost: CostModel, part: TextPart, target_gain: float, trained: ElasticHeads | None = None
+    context: Context, cost: CostModel, part: TextPart, target_gain: float, heads: TrainedHeads | ElasticHeads | None
 ) -> Chosen:
-    """Trains heads and searches points on held-out answers.
+    """Searches points on held-out answers.
 
     Args:
         cost: predicts time.
         part: texts for choosing, with the original's answers.
         target_gain: speed that is wanted, times that of the unpruned engine.
-        trained: heads that were trained on other texts; None to train them on these, by cross-fitting.
+        heads: exit heads, None for no exits.
     """
-    heads: TrainedHeads | ElasticHeads | None = None
-    if context.settings.exits:
-        heads = train_heads(context, part) if trained is None else trained
     collector = _Collector(context, tuple(sorted(heads.heads)) if heads else (), part)
     held_out = []
     for schedule in collector.schedules:
@@ -166,12 +163,15 @@ class HeldOutAnswers:
 
 
 def train_heads(context: Context, part: TextPart) -> TrainedHeads | None:
-    """Exit heads, trained on what the unpruned model computes in floating point: all precisions share them."""
+    """Exit heads, trained by cross-fitting on what the unpruned model computes in floating point.
+
+    All precisions share them. None where exits are not wanted, or nothing is trained.
+    """
     exits = find_exits(context)
-    if not exits or context.settings.adapt != "frozen":
+    if not exits or not context.settings.exits or context.settings.adapt != "frozen":
         return None
     collector = _Collector(dataclasses.replace(context, precision=context.float_precision), exits, part)
-    return _train(context, collector.collect(collector.schedules[0]))
+    return _train(context, collector.collect(collector.unpruned))
 
 
 def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chosen:
@@ -272,14 +272,27 @@ class _Collector:
 
     def __init__(self, context: Context, exits: tuple[int, ...], part: TextPart) -> None:
         self._context, self._exits, self._part = context, exits, part
-        self.prune_layers, schedules = keep_schedules(context.captured.num_layers)
-        self.schedules = tuple(dict.fromkeys((*schedules, *_planned(context))))
-        if not context.settings.pruning:
-            self.schedules = schedules[:1]
-        if context.settings.selection == "threshold":
-            self.schedules = _with_thresholds(context, part, schedules)
+        self.prune_layers, self._usual = keep_schedules(context.captured.num_layers)
         self.texts_digest = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
         self._memory: dict[KeepSchedule, Features] = {}
+
+    @property
+    def unpruned(self) -> KeepSchedule:
+        """The schedule that keeps every token."""
+        keeps_all = self._usual[0]
+        if self._context.settings.selection == "top":
+            return keeps_all
+        return dataclasses.replace(keeps_all, token_thresholds=(0.0,) * len(self.prune_layers))
+
+    @functools.cached_property
+    def schedules(self) -> tuple[KeepSchedule, ...]:
+        """Schedules to try, the unpruned one first."""
+        context = self._context
+        if not context.settings.pruning:
+            return (self.unpruned,)
+        if context.settings.selection == "threshold":
+            return _with_thresholds(context, self._part, self._usual)
+        return tuple(dict.fromkeys((*self._usual, *_planned(context))))
 
     def key(self, schedule: KeepSchedule) -> dict[str, object]:
         """Everything that the features of a schedule depend on."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.adapt.elastic import ElasticHeads
+from mpcompile.adapt.frozen import TrainedHeads
 from mpcompile.backends.quantise import find_missing_maybe, find_quantiser
-from mpcompile.choosing import Chosen, choose_from_texts, measure_cost_model
+from mpcompile.choosing import Chosen, choose_from_texts, measure_cost_model, train_heads
 from mpcompile.context import Context, TextPart
 from mpcompile.errors import SettingError
 from mpcompile.measuring import measure_engine_gain
@@ -89,10 +90,11 @@ def choose_precision(
     assert context.encoder is not None
     calibration = CalibrationTexts.draw(context.encoder, part.encoded)
     precisions, notes = list_precisions(context)
+    heads = trained if trained is not None and context.settings.exits else train_heads(adapted, part)
     offers = []
     for name in precisions:
         baseline, ours = (dataclasses.replace(c, precision=name, calibration=calibration) for c in (context, adapted))
-        offers.append(_choose_in(baseline, ours, trained, part, length))
+        offers.append(_choose_in(baseline, ours, heads, part, length))
     if len(offers) == 1:
         return offers[0], notes
     expected = [_expect(offer, part) for offer in offers]
@@ -140,14 +142,14 @@ def pick_precision(offers: Sequence[Sequence[Expected]], target_speedup: float, 
 
 
 def _choose_in(
-    context: Context, adapted: Context, trained: ElasticHeads | None, part: TextPart, length: int
+    context: Context, adapted: Context, heads: TrainedHeads | ElasticHeads | None, part: TextPart, length: int
 ) -> InPrecision:
     with context.progress.stage(f"unpruned engine in {context.precision}"):
         unpruned = build_unpruned(context, context.precision)
     cost = measure_cost_model(context, unpruned, length)
     engine_gain = measure_engine_gain(context, unpruned, part)
     target_gain = context.settings.target_speedup / engine_gain
-    chosen = choose_from_texts(adapted, cost, part, target_gain, trained)
+    chosen = choose_from_texts(adapted, cost, part, target_gain, heads)
     return InPrecision(adapted, unpruned, engine_gain, chosen)
 
 
