@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,18 +114,41 @@ def train_elastic(
     check_texts(captured, training, "training")
     check_texts(captured, validation, "validation")
     key = describe_run(captured, heads, prune_layers, (training, validation), settings, loss)
+
+    def make_trainer() -> Trainer:
+        return Trainer(captured, heads, prune_layers, encoder, settings, loss)
+
+    return assemble(captured, heads, train_once(key, store, make_trainer, training, validation, settings, stage))
+
+
+def train_once(
+    key: Mapping[str, object],
+    store: Store,
+    make_trainer: Callable[[], Trainer],
+    training: TaughtTexts,
+    validation: TaughtTexts,
+    settings: ElasticSettings,
+    stage: Stage,
+) -> dict[str, np.ndarray]:
+    """The best weights of a run by name, from the store where it was done before; a killed one goes on.
+
+    Args:
+        key: everything that decides the result.
+        store: keeps the result, and checkpoints beside it.
+        make_trainer: slow; only called where there is something to train.
+    """
     arrays = store.find_maybe(key)
     if arrays is None:
         checkpoint = Checkpoint(store.directory / "checkpoints", key)
-        trainer = Trainer(captured, heads, prune_layers, encoder, settings, loss)
-        fit(trainer, training, validation, checkpoint, settings, stage)
+        trainer = make_trainer()
+        _fit(trainer, training, validation, checkpoint, settings, stage)
         arrays = {name: value.numpy() for name, value in trainer.best.items()}
         store.keep(key, arrays)
         checkpoint.remove()
-    return assemble(captured, heads, arrays)
+    return arrays
 
 
-def fit(
+def _fit(
     trainer: Trainer,
     training: TaughtTexts,
     validation: TaughtTexts,

@@ -9,7 +9,7 @@ exits learn the original's answers at once, as in `mpcompile.adapt.elastic`, who
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from mpcompile.adapt.checkpoint import Checkpoint
-from mpcompile.adapt.elastic import DISTILLATION, assemble, check_texts, describe_run, fit
+from mpcompile.adapt.elastic import DISTILLATION, assemble, check_texts, describe_run, train_once
 from mpcompile.adapt.losses import Loss
 from mpcompile.adapt.trainer import THRESHOLD_PREFIX, ElasticSettings, TaughtTexts, Trainer, copy_graph
 from mpcompile.capture import CapturedModel
@@ -164,50 +163,31 @@ def train_thresholds(
     """
     check_texts(captured, training, "training")
     check_texts(captured, validation, "validation")
-    stages = _Stages(training, validation, store)
     start = _start_thresholds(captured.num_layers, prune_layers, settings.last_threshold)
     decisive = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("soft", "hard")}
-    arrays = stages.run(
+    this = {"kind": "thresholds", "version": VERSION}
+    texts = (training, validation)
+    arrays = train_once(
+        describe_run(captured, heads, prune_layers, texts, settings.soft, loss) | {"soft": decisive} | this,
+        store,
         lambda: SoftTrainer(captured, heads, start, encoder, settings, loss),
-        describe_run(captured, heads, prune_layers, (training, validation), settings.soft, loss) | {"soft": decisive},
+        *texts,
         settings.soft,
         lambda share: stage(share / 2),
     )
     learned = {layer: float(np.clip(arrays[f"{THRESHOLD_PREFIX}{layer}"][0], 0.0, 1.0)) for layer in prune_layers}
     soft = assemble(captured, heads, arrays)
-    arrays = stages.run(
+    fixed = {"hard": sorted(learned.items())}
+    arrays = train_once(
+        describe_run(soft.captured, soft.heads, prune_layers, texts, settings.hard, loss) | fixed | this,
+        store,
         lambda: HardTrainer(soft.captured, soft.heads, learned, encoder, settings.hard, loss),
-        describe_run(soft.captured, soft.heads, prune_layers, (training, validation), settings.hard, loss)
-        | {"hard": sorted(learned.items())},
+        *texts,
         settings.hard,
         lambda share: stage(0.5 + share / 2),
     )
     hard = assemble(soft.captured, soft.heads, arrays)
     return Pyramid(hard.captured, hard.heads, learned)
-
-
-@dataclass(frozen=True)
-class _Stages:
-    """What the two stages share."""
-
-    training: TaughtTexts
-    validation: TaughtTexts
-    store: Store
-
-    def run(
-        self, make_trainer: Callable[[], Trainer], described: dict[str, object], settings: ElasticSettings, stage: Stage
-    ) -> dict[str, np.ndarray]:
-        """The best weights of a stage by name, from the store where it was done before."""
-        key = {**described, "kind": "thresholds", "version": VERSION}
-        arrays = self.store.find_maybe(key)
-        if arrays is None:
-            checkpoint = Checkpoint(self.store.directory / "checkpoints", key)
-            trainer = make_trainer()
-            fit(trainer, self.training, self.validation, checkpoint, settings, stage)
-            arrays = {name: value.numpy() for name, value in trainer.best.items()}
-            self.store.keep(key, arrays)
-            checkpoint.remove()
-        return arrays
 
 
 def _start_thresholds(num_layers: int, prune_layers: tuple[int, ...], last: float) -> dict[int, float]:
