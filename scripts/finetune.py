@@ -32,6 +32,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from mpcompile.adapt.device import find_training_device, is_bf16_fast
 from mpcompile.data import Examples, load_examples
 from mpcompile.errors import DataError, MpcompileError, SettingError
 
@@ -113,7 +114,7 @@ class Trainer:
     def __init__(self, settings: Settings, classes: Sequence[str]) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = find_training_device()
         model, self.tokenizer = load_base(settings, classes)
         self.model = model.to(self.device)
         # Fused: 8 ms a step instead of 62 ms for 22 million parameters on two cores.
@@ -364,13 +365,6 @@ def keep_layers(model: Any, count: int) -> None:
                 model.config.num_hidden_layers = count
                 return
     raise SettingError(f"--layers {count}: no list of {total} layers was found in {type(model).__name__}.")
-
-
-def is_bf16_fast(device: torch.device) -> bool:
-    """Tells whether the device multiplies bfloat16 in hardware: 2.2 times faster in training on an AMD Zen 5 core."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return any(bool(torch.cpu.get_capabilities().get(feature)) for feature in ("avx512_bf16", "amx_bf16"))
 
 
 def find_demo_encoder() -> Path:

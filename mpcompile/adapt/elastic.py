@@ -8,6 +8,7 @@ Shapes: N texts, C outputs of the model.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
@@ -236,7 +237,7 @@ def _digest_texts(texts: TaughtTexts) -> str:
 def assemble(captured: CapturedModel, heads: Mapping[int, ExitHead], arrays: Mapping[str, np.ndarray]) -> Elastic:
     """The captured model and its heads with trained weights."""
     graph_module = copy_graph(captured.graph_module)
-    trained = {layer: _copy_head(head) for layer, head in sorted(heads.items())}
+    trained = {layer: copy.deepcopy(head).eval().requires_grad_(False) for layer, head in sorted(heads.items())}
     named = dict(name_weights(graph_module))
     for layer, head in trained.items():
         named |= {f"exits.{layer}.{name}": weight for name, weight in name_weights(head).items()}
@@ -244,10 +245,3 @@ def assemble(captured: CapturedModel, heads: Mapping[int, ExitHead], arrays: Map
         for name, weight in named.items():
             weight.copy_(torch.from_numpy(arrays[name]))
     return Elastic(dataclasses.replace(captured, graph_module=graph_module), trained)
-
-
-def _copy_head(head: ExitHead) -> ExitHead:
-    copied = ExitHead(
-        head.hidden.in_features // 2, head.output.out_features, head.hidden.out_features, head.multi_label
-    )
-    return copied.eval().requires_grad_(False)
