@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mpcompile.backends.quantise import describe_calibration
 from mpcompile.errors import BackendError
 from mpcompile.lanes import Lanes
 from mpcompile.recording import CalibrationTexts, record_inputs
@@ -54,11 +55,8 @@ def build_plans(
             "profile": repr(profile),
             "config": repr(config),
             "segment": [segment.index, segment.exit_layer, segment.prune_layers, segment.precision],
+            **describe_calibration(segment.precision, calibration),
         }
-        if segment.precision == "int8" and calibration is not None:
-            from mpcompile.backends.quantise import find_quantiser
-
-            key |= {"quantiser": find_quantiser(), "texts": calibration.digest}
 
         def build(segment: Segment = segment) -> dict[str, np.ndarray]:
             samples = recorded()[segment.index] if segment.precision == "int8" else None

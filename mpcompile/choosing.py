@@ -12,7 +12,8 @@ import numpy as np
 from mpcompile.adapt.elastic import ElasticHeads
 from mpcompile.adapt.frozen import TrainedHeads, train_exit_heads
 from mpcompile.adapt.quantiles import find_token_thresholds
-from mpcompile.context import Context, TextPart, describe_calibration
+from mpcompile.backends.quantise import describe_calibration
+from mpcompile.context import Context, TextPart
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
 from mpcompile.cost.work import estimate_work
@@ -104,7 +105,7 @@ def choose_from_texts(
     size = context.settings.batch_size
     pricer = Pricer(part.truth, part.lengths, cost, size, context.precision, part.task)
     if context.settings.trials:
-        held_out += _search_schedules(context, collector, heads, held_out, pricer, target_gain)
+        held_out += _search_schedules(context, part, collector, heads, held_out, pricer, target_gain)
     with context.progress.stage("search operating points") as stage:
         candidates = PointSearch(held_out, pricer).search(target_gain, stage)
     return finish_choice(context, cost, candidates, heads.heads if heads else {})
@@ -112,6 +113,7 @@ def choose_from_texts(
 
 def _search_schedules(
     context: Context,
+    part: TextPart,
     collector: _Collector,
     heads: TrainedHeads | ElasticHeads | None,
     fixed: list[HeldOut],
@@ -125,7 +127,7 @@ def _search_schedules(
     answers = HeldOutAnswers(context, collector, heads)
     identity = {
         "model": context.digest,
-        "texts": collector.texts_digest,
+        "texts": part.digest,
         "labels": digest_arrays({"truth": pricer.truth}),
         "heads": f"{settings.adapt}, seed {settings.seed}",
         "batch size": str(settings.batch_size),
@@ -273,7 +275,6 @@ class _Collector:
     def __init__(self, context: Context, exits: tuple[int, ...], part: TextPart) -> None:
         self._context, self._exits, self._part = context, exits, part
         self.prune_layers, self._usual = keep_schedules(context.captured.num_layers)
-        self.texts_digest = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
         self._memory: dict[KeepSchedule, Features] = {}
 
     @property
@@ -299,7 +300,7 @@ class _Collector:
         return {
             "kind": "features",
             "model": self._context.digest,
-            "texts": self.texts_digest,
+            "texts": self._part.digest,
             "exits": self._exits,
             "prunes": schedule.prune_layers,
             "keep_ratios": schedule.keep_ratios,
@@ -307,7 +308,7 @@ class _Collector:
             "backend": self._context.backend.name,
             "fingerprint": self._context.backend.fingerprint(),
             "precision": self._context.precision,
-            **describe_calibration(self._context),
+            **describe_calibration(self._context.precision, self._context.calibration),
         }
 
     def collect(self, schedule: KeepSchedule) -> Features:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from mpcompile.recording import CalibrationTexts
 from mpcompile.segment import Backend, BuildConfig, fastest_float
 from mpcompile.settings import Settings
 from mpcompile.source import Original
-from mpcompile.store import Store
+from mpcompile.store import Store, digest_arrays
 from mpcompile.task import Task
 from mpcompile.text import TextEncoder, TokenIds
 
@@ -63,15 +64,6 @@ class Context:
     def float_precision(self) -> str:
         """That of the engines, or the fastest float where they are int8."""
         return self.precision if self.precision != "int8" else fastest_float(self.backend.precisions())
-
-
-def describe_calibration(context: Context) -> dict[str, str]:
-    """What int8 engines depend on beside the model; nothing in other precisions."""
-    if context.precision != "int8" or context.calibration is None:
-        return {}
-    from mpcompile.backends.quantise import find_quantiser
-
-    return {"quantiser": find_quantiser(), "calibration": context.calibration.digest}
 
 
 @dataclass(frozen=True)
@@ -122,6 +114,11 @@ class TextPart:
     def has_accuracy(self) -> bool:
         """Whether labels say which answers are right."""
         return self.labels is not None and self.task.has_classes
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tokens, which results of the texts are kept under."""
+        return digest_arrays({str(i): tokens.ids for i, tokens in enumerate(self.encoded)})
 
     @property
     def lengths(self) -> np.ndarray:

@@ -75,7 +75,7 @@ def train_first_heads(context: Context, part: TextPart, exit_layers: tuple[int, 
     key: dict[str, object] = {
         "kind": "first exit heads",
         "model": context.digest,
-        "texts": digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)}),
+        "texts": part.digest,
         "exits": exit_layers,
         "seed": context.settings.seed,
     }

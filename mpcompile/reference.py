@@ -15,7 +15,6 @@ from mpcompile.operating_point import OperatingPoint
 from mpcompile.partition import partition
 from mpcompile.runtime import Runtime
 from mpcompile.segment import default_profile
-from mpcompile.store import digest_arrays
 from mpcompile.text import batches_by_length
 
 logger = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ def ask_original(context: Context, part: TextPart, name: str) -> TextPart:
     An fp32 engine of the unpruned model answers, which is several times faster; it is compared with the
     original on `NUM_CHECKED` texts first, and where it differs the original itself answers all.
     """
-    texts = digest_arrays({str(i): tokens.ids for i, tokens in enumerate(part.encoded)})
-    key = {"kind": "original", "model": context.digest, "texts": texts, "backend": context.backend.fingerprint()}
+    key = {"kind": "original", "model": context.digest, "texts": part.digest, "backend": context.backend.fingerprint()}
     with context.progress.stage(f"answers of the original ({name})") as stage:
         answers = context.store.fetch(key, lambda: {"logits": _answer(context, part, stage)})
     return dataclasses.replace(part, original=answers["logits"])

@@ -28,6 +28,8 @@ from mpcompile.segment import Samples
 if TYPE_CHECKING:
     import openvino
 
+    from mpcompile.recording import CalibrationTexts
+
 MISSING = 'precision "int8": nncf, which quantises, is not installed: pip install "mpcompile[int8]"'
 
 
@@ -45,6 +47,13 @@ def find_quantiser() -> str:
     if find_missing_maybe() is not None:
         raise BackendError(MISSING)
     return f"nncf {metadata.version('nncf')}"
+
+
+def describe_calibration(precision: str, calibration: CalibrationTexts | None) -> dict[str, str]:
+    """What int8 engines depend on beside the segment, for the keys they are kept under; nothing in other precisions."""
+    if precision != "int8" or calibration is None:
+        return {}
+    return {"quantiser": find_quantiser(), "calibration": calibration.digest}
 
 
 def quantise(model: openvino.Model, samples: Samples | None, name: str) -> openvino.Model:
