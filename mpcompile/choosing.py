@@ -20,6 +20,7 @@ from mpcompile.cost.work import estimate_work
 from mpcompile.errors import SettingError
 from mpcompile.features import FeatureCollector, Features, KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.operating_point import OperatingPoint
+from mpcompile.planning.plan import Plan
 from mpcompile.reference import unpruned_point
 from mpcompile.runtime import Runtime
 from mpcompile.search.candidates import Candidate, thin
@@ -236,21 +237,26 @@ def find_exits(context: Context) -> tuple[int, ...]:
     return tuple(sorted({*exit_candidates(num_layers), *planned}))
 
 
-def _planned(context: Context) -> tuple[KeepSchedule, ...]:
-    """Keep ratios of the user's plan.
+def check_plan(plan: Plan, num_layers: int) -> None:
+    """Refuses a plan of a model with other layers.
 
     Raises:
-        SettingError: when the plan is of a model with other layers.
+        SettingError: when it is.
     """
-    plan, num_layers = context.settings.plan, context.captured.num_layers
-    if plan is None:
-        return ()
     layers, _ = keep_schedules(num_layers)
     if plan.point.exit_layers[-1] != num_layers or not set(plan.point.prune_layers) <= set(layers):
         raise SettingError(
             f"plan: made for {plan.model} with {plan.point.exit_layers[-1]} encoder layers; this model has "
             f"{num_layers}: plan again for it"
         )
+
+
+def _planned(context: Context) -> tuple[KeepSchedule, ...]:
+    """Keep ratios of the user's plan."""
+    plan = context.settings.plan
+    if plan is None:
+        return ()
+    layers, _ = keep_schedules(context.captured.num_layers)
     return (KeepSchedule(layers, tuple(plan.point.keep_ratio_at(layer) for layer in layers)),)
 
 

@@ -17,14 +17,14 @@ from mpcompile.build import build_plans, make_runtime
 from mpcompile.capture import capture, find_task
 from mpcompile.certifying import certify_front, check_amount
 from mpcompile.checking import Checked, check_point
-from mpcompile.choosing import Chosen, choose_without_texts, find_exits, measure_cost_model
+from mpcompile.choosing import Chosen, check_plan, choose_without_texts, find_exits, measure_cost_model
 from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
 from mpcompile.data import Examples, Label, load_examples
 from mpcompile.errors import SettingError
 from mpcompile.finetuning import finetune
 from mpcompile.front import Choice, MeasuredPoint, choose_point
 from mpcompile.labels import check_labels
-from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front
+from mpcompile.measuring import Pace, Systems, make_workload, measure_chosen, measure_front, measure_pace
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.packing import find_versions, head_weights, pack_model
 from mpcompile.partition import partition
@@ -168,19 +168,19 @@ def optimize(
         if test_examples is not None:
             test_part = ask_original(context, encode_examples(context, test_examples, "test"), "test texts")
         precision_notes: tuple[str, ...] = ()
+        length = _typical_length(context, parts)
+        pace = measure_pace(context, _choosing(parts), length)
         if parts is None:
-            length = min(LENGTH_WITHOUT_TEXTS, context.captured.max_length)
             unpruned = build_unpruned(context, context.precision)
             cost = measure_cost_model(context, unpruned, length)
             chosen = choose_without_texts(context, cost, length)
         else:
-            length = int(np.median(parts.choosing.lengths))
             adapted, trained = context, None
             if parts.training is not None:
                 adapted, trained = finetune(context, parts.training, find_exits(context))
-            best, precision_notes = choose_precision(context, adapted, trained, parts.choosing, length)
+            best, precision_notes = choose_precision(context, adapted, trained, parts.choosing, length, pace)
             context, unpruned, chosen = best.context, best.unpruned, best.chosen
-        built = _build(context, chosen, length, unpruned, parts)
+        built = _build(context, chosen, length, unpruned, parts, pace)
         front = measure_front(built.systems, chosen, _choosing(parts))
         choice, front, timings = _settle(built.systems, front, settings)
         if parts is not None and max_drop is not None:
@@ -208,6 +208,8 @@ def open_context(original: Original, settings: Settings, bars: StageProgress, ha
     with bars.stage("capture"):
         separator_id = original.separator_id if has_pairs else None
         captured = capture(original.model, original.pooling.normalise, separator_id)
+        if settings.plan is not None:
+            check_plan(settings.plan, captured.num_layers)
         encoder = None
         if original.tokenizer is not None:
             encoder = TextEncoder.from_transformers(original.tokenizer, captured.max_length)
@@ -235,7 +237,13 @@ class _Built:
     length: int
 
 
-def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, parts: Texts | None) -> _Built:
+def _typical_length(context: Context, parts: Texts | None) -> int:
+    if parts is None:
+        return min(LENGTH_WITHOUT_TEXTS, context.captured.max_length)
+    return int(np.median(parts.choosing.lengths))
+
+
+def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, parts: Texts | None, pace: Pace) -> _Built:
     selection = context.settings.selection
     segments = partition(
         context.captured, chosen.heads, chosen.prune_layers, chosen.last_exit, context.precision, selection
@@ -253,9 +261,8 @@ def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, par
     runtime = make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split_tokens)
     # Texts are drawn evenly along where they leave at the middle of the front.
     rank = None if parts is None else chosen.candidates[len(chosen.candidates) // 2].exit_layer
-    with context.progress.stage("time the original"):
-        workload, num_threads = make_workload(context, _choosing(parts), rank, length)
-    return _Built(Systems(context, workload, unpruned, runtime, num_threads), tuple(plans), length)
+    workload = make_workload(context, _choosing(parts), rank, length, pace.num_batches)
+    return _Built(Systems(context, workload, unpruned, runtime, pace.num_threads), tuple(plans), length)
 
 
 def _check_labels(original: Original, given: dict[str, Examples | None]) -> None:

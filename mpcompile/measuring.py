@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from mpcompile.workload import Workload, build_workload, count_batches, random_b
 
 FRONT_RUNS, FINAL_RUNS = 3, 5
 GAIN_BATCHES = 8
+PROBE_TEXTS = 32
 Calls = Sequence[Callable[[], object]]
 
 
@@ -58,45 +59,79 @@ class Systems:
         return [lambda batch=batch: self.runtime.run(batch, point) for batch in self.workload.batches]  # type: ignore[misc]
 
 
-def make_workload(
-    context: Context, part: TextPart | None, rank: np.ndarray | None, length: int
-) -> tuple[Workload, int]:
-    """Batches that take the original about `BLOCK_S` seconds, and the threads that it is fastest on.
+@dataclass(frozen=True)
+class Pace:
+    """How fast the original is, as passed in.
+
+    Attributes:
+        num_threads: that it runs fastest on.
+        batch_s: seconds for a batch.
+    """
+
+    num_threads: int
+    batch_s: float
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a run."""
+        return count_batches(self.batch_s)
+
+
+def measure_pace(context: Context, part: TextPart | None, length: int) -> Pace:
+    """Times the original on `PROBE_TEXTS` texts, or on one batch of them where it is larger.
 
     Args:
         part: texts to draw from; None makes random ids of `length`.
-        rank: how hard each text is, (N,).
         length: tokens, without texts.
     """
-    size, original = context.settings.batch_size, context.original
-    if part is None or rank is None:
-        batches = tuple(random_batch(context.captured.vocab_size, size, length, seed) for seed in range(4))
-        probe = Workload(batches, tuple(np.arange(size) for _ in batches))
-    else:
-        assert context.encoder is not None
-        probe = build_workload(context.encoder, part.encoded, size, 3, rank, context.settings.seed)
+    probe = make_workload(context, part, None, length, max(PROBE_TEXTS // context.settings.batch_size, 1))
+    original = context.original
     prepared = [original.prepare(batch, context.captured.input_names) for batch in probe.batches]
-    num_threads = original.find_threads(prepared)
-    if part is None or rank is None:
-        return probe, num_threads
-    calls = [lambda batch=batch: original.run(batch, num_threads) for batch in prepared]
-    count = count_batches(measure_interleaved({"original": calls}, runs=1)["original"].median_s)
-    assert context.encoder is not None
-    return build_workload(context.encoder, part.encoded, size, count, rank, context.settings.seed), num_threads
+    with context.progress.stage("time the original"):
+        num_threads = original.find_threads(prepared)
+        calls = [lambda batch=batch: original.run(batch, num_threads) for batch in prepared]
+        return Pace(num_threads, measure_interleaved({"original": calls}, runs=1)["original"].median_s)
 
 
-def measure_engine_gain(context: Context, unpruned: Runtime, part: TextPart) -> float:
-    """Time of the original over that of the unpruned engine, on some batches of the texts."""
-    assert context.encoder is not None
+def make_workload(
+    context: Context, part: TextPart | None, rank: np.ndarray | None, length: int, num_batches: int
+) -> Workload:
+    """Batches of the texts.
+
+    Args:
+        part: texts to draw from; None makes four batches of random ids of `length`.
+        rank: how hard each text is, (N,); None ranks them by length.
+        length: tokens, without texts.
+        num_batches: at most this many.
+    """
     size, seed = context.settings.batch_size, context.settings.seed
-    workload = build_workload(context.encoder, part.encoded, size, GAIN_BATCHES, part.lengths, seed)
-    original, names = context.original, context.captured.input_names
-    with context.progress.stage("time the original") as stage:
-        num_threads = original.find_threads([original.prepare(batch, names) for batch in workload.batches])
-        systems = Systems(context, workload, unpruned, unpruned, num_threads)
-        calls = {"original": systems.original_calls(), "unpruned": systems.unpruned_calls()}
+    if part is None:
+        batches = tuple(random_batch(context.captured.vocab_size, size, length, seed) for seed in range(4))
+        return Workload(batches, tuple(np.arange(size) for _ in batches))
+    assert context.encoder is not None
+    return build_workload(
+        context.encoder, part.encoded, size, num_batches, part.lengths if rank is None else rank, seed
+    )
+
+
+def measure_engine_gains(context: Context, unpruned: Mapping[str, Runtime], part: TextPart, pace: Pace) -> list[float]:
+    """Time of the original over that of each unpruned engine, interleaved on some batches of the texts.
+
+    Args:
+        unpruned: the engine of each precision.
+        part: texts.
+        pace: of the original.
+    """
+    workload = make_workload(context, part, None, 0, min(pace.num_batches, GAIN_BATCHES))
+    systems = {
+        name: Systems(dataclasses.replace(context, precision=name), workload, engine, engine, pace.num_threads)
+        for name, engine in unpruned.items()
+    }
+    calls = {name: its.unpruned_calls() for name, its in systems.items()}
+    calls["original"] = next(iter(systems.values())).original_calls()
+    with context.progress.stage("time unpruned engines") as stage:
         timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
-    return timings["original"].median_s / timings["unpruned"].median_s
+    return [timings["original"].median_s / timings[name].median_s for name in unpruned]
 
 
 def measure_front(systems: Systems, chosen: Chosen, part: TextPart | None) -> tuple[MeasuredPoint, ...]:

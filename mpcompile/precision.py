@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.adapt.elastic import ElasticHeads
-from mpcompile.adapt.frozen import TrainedHeads
 from mpcompile.backends.quantise import find_missing_maybe, find_quantiser
 from mpcompile.choosing import Chosen, choose_from_texts, measure_cost_model, train_heads
 from mpcompile.context import Context, TextPart
 from mpcompile.errors import SettingError
-from mpcompile.measuring import measure_engine_gain
+from mpcompile.measuring import Pace, measure_engine_gains
 from mpcompile.recording import CalibrationTexts
 from mpcompile.reference import build_unpruned
 from mpcompile.runtime import Runtime
@@ -73,7 +72,7 @@ def check_precision(settings: Settings, has_texts: bool) -> None:
 
 
 def choose_precision(
-    context: Context, adapted: Context, trained: ElasticHeads | None, part: TextPart, length: int
+    context: Context, adapted: Context, trained: ElasticHeads | None, part: TextPart, length: int, pace: Pace
 ) -> tuple[InPrecision, tuple[str, ...]]:
     """Searches points in the precision of the context, and in int8 too where precision is "auto".
 
@@ -83,6 +82,7 @@ def choose_precision(
         trained: exit heads that were trained with it.
         part: texts for choosing, with the original's answers.
         length: their typical one.
+        pace: of the original.
 
     Returns:
         The better one by `pick_precision`, and what is to be said about it.
@@ -91,10 +91,18 @@ def choose_precision(
     calibration = CalibrationTexts.draw(context.encoder, part.encoded)
     precisions, notes = list_precisions(context)
     heads = trained if trained is not None and context.settings.exits else train_heads(adapted, part)
-    offers = []
+    context, adapted = (dataclasses.replace(c, calibration=calibration) for c in (context, adapted))
+    unpruned = {}
     for name in precisions:
-        baseline, ours = (dataclasses.replace(c, precision=name, calibration=calibration) for c in (context, adapted))
-        offers.append(_choose_in(baseline, ours, heads, part, length))
+        with context.progress.stage(f"unpruned engine in {name}"):
+            unpruned[name] = build_unpruned(context, name)
+    gains = measure_engine_gains(context, unpruned, part, pace)
+    offers = []
+    for (name, engine), gain in zip(unpruned.items(), gains, strict=True):
+        cost = measure_cost_model(dataclasses.replace(context, precision=name), engine, length)
+        ours = dataclasses.replace(adapted, precision=name)
+        chosen = choose_from_texts(ours, cost, part, context.settings.target_speedup / gain, heads)
+        offers.append(InPrecision(ours, engine, gain, chosen))
     if len(offers) == 1:
         return offers[0], notes
     expected = [_expect(offer, part) for offer in offers]
@@ -139,18 +147,6 @@ def pick_precision(offers: Sequence[Sequence[Expected]], target_speedup: float, 
     if not fitting:
         return min(every, key=lambda item: (item[1].drop, -item[1].speedup))[0]
     return max(fitting, key=lambda item: item[1].speedup)[0]
-
-
-def _choose_in(
-    context: Context, adapted: Context, heads: TrainedHeads | ElasticHeads | None, part: TextPart, length: int
-) -> InPrecision:
-    with context.progress.stage(f"unpruned engine in {context.precision}"):
-        unpruned = build_unpruned(context, context.precision)
-    cost = measure_cost_model(context, unpruned, length)
-    engine_gain = measure_engine_gain(context, unpruned, part)
-    target_gain = context.settings.target_speedup / engine_gain
-    chosen = choose_from_texts(adapted, cost, part, target_gain, heads)
-    return InPrecision(adapted, unpruned, engine_gain, chosen)
 
 
 def _expect(offer: InPrecision, part: TextPart) -> list[Expected]:
