@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mpcompile.features import KeepSchedule
 from mpcompile.studies.ownership import check_identity, is_given_up, sign
-from mpcompile.studies.storage import hide_password, open_storage, storage_errors
+from mpcompile.studies.storage import hide_password, open_storage, using_storage
 
 LEAST_KEPT, STEP = 0.3, 0.05
 _SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -80,7 +80,7 @@ class TrialBook:
         self._url = url or "memory"
         self._layers, self._precisions = layers, tuple(precisions)
         storage = None if url is None else open_storage(url)
-        with storage_errors(self._url):
+        with using_storage(self._url):
             self._study = optuna.create_study(
                 study_name=name_study(precisions),
                 storage=storage,
@@ -101,7 +101,7 @@ class TrialBook:
         """Enters a fixed schedule, from which the sampler starts; does nothing when it is there or off the grid."""
         distributions, params = self._distributions(), self._params(tried.schedule, tried.precision, price)
         off = [name for name, value in params.items() if not _is_allowed(distributions[name], value)]
-        with storage_errors(self._url):
+        with using_storage(self._url):
             if off or any(trial.user_attrs.get("fixed") and trial.params == params for trial in self._trials()):
                 return
             attrs = {"fixed": True, "curve": tried.curve}
@@ -111,7 +111,7 @@ class TrialBook:
 
     def ask(self) -> Trying:
         """The next schedule; what a killed process left behind comes first."""
-        with storage_errors(self._url):
+        with using_storage(self._url):
             trial = self._study.ask(self._distributions())
             sign(trial)
         ratios = tuple(round(trial.params[f"keep_{layer}"], 2) for layer in self._layers)
@@ -120,34 +120,34 @@ class TrialBook:
 
     def complete(self, trying: Trying, value: tuple[float, float], curve: Curve) -> None:
         """Enters what a schedule came to."""
-        with storage_errors(self._url):
+        with using_storage(self._url):
             trying.trial.set_user_attr("curve", curve)
             self._study.tell(trying.trial, value)
 
     def prune(self, trying: Trying) -> None:
         """Enters that a schedule was given up early, as another beats it at its price."""
-        with storage_errors(self._url):
+        with using_storage(self._url):
             self._study.tell(trying.trial, state=TrialState.PRUNED)
 
     def put_back(self, trying: Trying) -> None:
         """Leaves a schedule to whoever comes next."""
-        with storage_errors(self._url):
+        with using_storage(self._url):
             self._requeue(self._frozen(trying.trial))
 
     def count_taken(self) -> int:
         """Schedules that were tried or are being tried, without the fixed ones."""
-        with storage_errors(self._url):
+        with using_storage(self._url):
             trials = self._trials((*_SETTLED, TrialState.RUNNING))
         return sum("fixed" not in trial.user_attrs for trial in trials)
 
     def count_pruned(self) -> int:
         """Schedules that were given up early."""
-        with storage_errors(self._url):
+        with using_storage(self._url):
             return len(self._trials((TrialState.PRUNED,)))
 
     def tried(self) -> list[Tried]:
         """Schedules that were tried to the end, without the fixed ones, first one first."""
-        with storage_errors(self._url):
+        with using_storage(self._url):
             trials = [t for t in self._trials((TrialState.COMPLETE,)) if "fixed" not in t.user_attrs]
         rows = []
         for trial in trials:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from mpcompile.errors import SettingError, StudyError
+from mpcompile.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -71,8 +72,8 @@ def _connect(url: str) -> BaseStorage:
 
 
 @contextlib.contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Turns what a database throws while a study is in use into an error that says what to do.
+def using_storage(url: str) -> Iterator[None]:
+    """Turns what a database throws while a study is in use into an error that says what to do; Ctrl-C waits for it.
 
     Raises:
         StudyError: when the disk is full or the storage fails; what was recorded before stays.
@@ -81,7 +82,8 @@ def storage_errors(url: str) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        with held_interrupts():
+            yield
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
         if _is_full(error):
             raise StudyError(_describe_full(url)) from error

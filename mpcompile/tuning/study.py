@@ -20,7 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mpcompile.studies.ownership import check_identity, is_given_up, sign
-from mpcompile.studies.storage import hide_password, open_storage, storage_errors
+from mpcompile.studies.storage import hide_password, open_storage, using_storage
 from mpcompile.tuning.space import Space
 from mpcompile.tuning.variant import Variant
 
@@ -94,7 +94,7 @@ class TuningStudy:
             key: CategoricalDistribution(values) for key, values in space.choices.items()
         }
         storage = open_storage(url)
-        with storage_errors(url):
+        with using_storage(url):
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
             where = f"study {name!r} at {hide_password(url)}"
             fix = "choose another name with --study, or another --storage"
@@ -104,7 +104,7 @@ class TuningStudy:
 
     def ask(self) -> OpenTrial | None:
         """The next candidate, None when all are settled or under way; what was left behind comes first."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             is_repeated = False
             while remaining := self._remaining():
                 is_early = len(self._space.candidates) - len(remaining) < ENQUEUED
@@ -123,35 +123,35 @@ class TuningStudy:
 
     def close(self) -> None:
         """Puts candidates that were not closed back into the queue, with their rounds."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             self._requeue([trial for trial in self._trials((TrialState.RUNNING,)) if trial.number in self._open])
 
     def report(self, trial: OpenTrial, ratio: float) -> None:
         """Keeps a round."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             trial.trial.report(ratio, len(trial.ratios))
             trial.ratios.append(ratio)
             sign(trial.trial)
 
     def complete(self, trial: OpenTrial) -> None:
         """Closes a trial that was measured to the end."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             self._tell(trial, statistics.median(trial.ratios))
 
     def stop(self, trial: OpenTrial) -> None:
         """Closes a trial that was clearly slower."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             self._tell(trial, state=TrialState.PRUNED)
 
     def refuse(self, trial: OpenTrial, reason: str) -> None:
         """Closes a trial that answers differently; no other one of its point and precision is handed out."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             trial.trial.set_user_attr("refused", [trial.variant.point, trial.variant.precision])
             self.fail(trial, reason)
 
     def fail(self, trial: OpenTrial, reason: str) -> None:
         """Closes a trial that could not be measured."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             trial.trial.set_user_attr("reason", reason)
             self._tell(trial, state=TrialState.FAIL)
 
@@ -161,7 +161,7 @@ class TuningStudy:
         Args:
             key, start_key: see `BuiltVariant.key`.
         """
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             twins = [t for t in self._trials(_DONE) if t.user_attrs.get("key") == key]
             trial.trial.set_user_attr("key", key)
             if key != start_key and not twins:
@@ -204,7 +204,7 @@ class TuningStudy:
 
     def load_final_rounds(self, variants: Sequence[Variant]) -> list[list[float]]:
         """Rounds of the last comparison of just these variants on this machine, see `save_final_rounds`."""
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             saved = self._study.user_attrs.get(self._final_name(), {})
         is_same = saved.get("variants") == [variant.to_json() for variant in variants]
         return list(saved["rounds"]) if is_same else []
@@ -212,7 +212,7 @@ class TuningStudy:
     def save_final_rounds(self, variants: Sequence[Variant], rounds: Sequence[Sequence[float]]) -> None:
         """Keeps the last comparison: seconds of the start and each variant, for each round."""
         values = {"variants": [variant.to_json() for variant in variants], "rounds": [list(row) for row in rounds]}
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             self._study.set_user_attr(self._final_name(), values)
 
     def _tell(self, trial: OpenTrial, value: float | None = None, state: TrialState | None = None) -> None:
@@ -264,7 +264,7 @@ class TuningStudy:
         return [(statistics.median(r), variant) for r, variant in rows if variant in self._wanted]
 
     def _trials(self, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
-        with self._lock, storage_errors(self.url):
+        with self._lock, using_storage(self.url):
             return self._study.get_trials(deepcopy=False, states=None if states is None else tuple(states))
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
