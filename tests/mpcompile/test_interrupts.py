@@ -3,11 +3,19 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from mpcompile.interrupts import held_interrupts
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Python's own handler, also where CI was put in the background and ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt() -> None:
@@ -43,10 +51,9 @@ def test_second_interrupt_does_not_wait() -> None:
 
 
 def test_handler_is_as_it_was() -> None:
-    before = signal.getsignal(signal.SIGINT)
     with held_interrupts():
         pass
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_error_of_the_block_is_not_lost() -> None:

@@ -276,12 +276,17 @@ def test_killed_run_goes_on_and_measures_nothing_twice(eager_artifact: Path, tmp
     mpcompile.load(tmp_path / "out")
 
 
+def hear_interrupts() -> None:
+    """Processes that a shell put in the background, as CI may be, ignore Ctrl-C, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_the_study_and_writes_nothing(eager_artifact: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mpcompile.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
     command += ["--cache-dir", tmp_path / "cache", "--no-progress", "--batch-size", "4"]
     process = subprocess.Popen(
         [str(argument) for argument in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=hear_interrupts,
     )  # fmt: skip
     studies, end = tmp_path / "cache" / "tuning", time.monotonic() + 240.0
     while not ratios_in(studies) and time.monotonic() < end and process.poll() is None:
