@@ -13,17 +13,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import systems as peers
 from result_files import describe_machine, slug, write_result
-from smoke import write_smoke_inputs
+from smoke import run_or_smoke
 from systems import System
 from transformers.utils import logging as transformers_logging
 
@@ -56,11 +56,7 @@ class Workload:
 
 def main() -> None:
     options = _parse()
-    if options.smoke:
-        with tempfile.TemporaryDirectory() as folder:
-            _bench(_smoke_options(options, Path(folder)))
-    else:
-        _bench(options)
+    run_or_smoke(options, _bench, _smoke_options)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -117,15 +113,13 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+def _smoke_options(folder: Path) -> dict[str, Any]:
     """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
-    write_smoke_inputs(folder)
-    small = {
+    return {
         "model": str(folder / "model"), "train": str(folder / "train.csv"), "test": str(folder / "test.csv"),
         "out": folder, "name": "smoke", "batch_size": [1, 8], "max_texts": 64, "accuracy_texts": 16, "requests": 4,
         "batches": 1, "runs": 1, "cache_dir": folder / "cache", "target_speedup": 2.0, "precision": "f32",
     }  # fmt: skip
-    return argparse.Namespace(**{**vars(options), **small})
 
 
 def _read_test(options: argparse.Namespace, optimized: mpcompile.OptimizedModel) -> Workload:

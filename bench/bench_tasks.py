@@ -23,7 +23,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ import numpy as np
 import systems as peers
 from fronts import draw_fronts
 from result_files import describe_machine, slug, write_result
-from smoke import write_smoke_inputs
+from smoke import run_or_smoke
 from systems import System
 from transformers.utils import logging as transformers_logging
 
@@ -105,11 +104,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    if options.smoke:
-        with tempfile.TemporaryDirectory() as folder:
-            _bench(_smoke_options(options, Path(folder)))
-    else:
-        _bench(options)
+    run_or_smoke(options, _bench, _smoke_options)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -333,17 +328,15 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+def _smoke_options(folder: Path) -> dict[str, Any]:
     """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
-    write_smoke_inputs(folder)
     model, texts = str(folder / "model"), {"texts": str(folder / "train.csv"), "test": str(folder / "test.csv")}
     task = Task("smoke", model, model, **texts, options={"max_texts": 64, "precision": "f32"})
     (folder / "tasks.json").write_text(json.dumps([asdict(task)]))
-    small = {
+    return {
         "tasks": folder / "tasks.json", "out": folder, "work": folder / "work", "texts_per_run": 8, "runs": 1,
         "batch_size": [1, 8], "optimize_batch_size": 8, "cache_dir": folder / "cache",
     }  # fmt: skip
-    return argparse.Namespace(**{**vars(options), **small})
 
 
 if __name__ == "__main__":

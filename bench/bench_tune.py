@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from result_files import describe_machine, slug, write_result
-from smoke import write_smoke_inputs
+from smoke import run_or_smoke
 
 import mpcompile
 from mpcompile.data import Examples, labels_to_ids, load_examples
@@ -25,11 +25,7 @@ from mpcompile.tuning import tune
 def main() -> None:
     """Tunes once per batch size."""
     options = _parse()
-    if options.smoke:
-        with tempfile.TemporaryDirectory() as folder:
-            _bench(_smoke_options(options, Path(folder)))
-    else:
-        _bench(options)
+    run_or_smoke(options, _bench, _smoke_options)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -75,18 +71,16 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+def _smoke_options(folder: Path) -> dict[str, Any]:
     """The same run on an artifact of the demo encoder with an untrained classifier."""
-    write_smoke_inputs(folder)
     train, cache = str(folder / "train.csv"), folder / "cache"
     optimized = mpcompile.optimize(
         folder / "model", 1.0, texts=train, max_texts=64, batch_size=4, precision="f32", cache_dir=cache, progress=False
     )
-    small = {
+    return {
         "artifact": optimized.save(folder / "artifact"), "texts": train, "test": str(folder / "test.csv"),
         "batch_size": [4], "budget_s": 5.0, "cache_dir": cache, "out": folder,
     }  # fmt: skip
-    return argparse.Namespace(**{**vars(options), **small})
 
 
 def _accuracy(directory: Path, test: Examples) -> float:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mpcompile.data import load_examples
+
+
+def run_or_smoke(
+    options: argparse.Namespace,
+    run: Callable[[argparse.Namespace], object],
+    make_smaller: Callable[[Path], dict[str, Any]],
+) -> None:
+    """Runs a benchmark as asked for, or a small one, of which nothing is kept, on the demo encoder.
+
+    Args:
+        options: parsed; `smoke` says which.
+        run: the benchmark.
+        make_smaller: options of the smoke run, from the folder with its inputs, see `write_smoke_inputs`.
+    """
+    if not options.smoke:
+        run(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_smoke_inputs(Path(folder))
+        run(argparse.Namespace(**{**vars(options), **make_smaller(Path(folder))}))
 
 
 def write_smoke_inputs(folder: Path) -> None:

@@ -35,7 +35,7 @@ from mpcompile.planning.plan import Plan
 from mpcompile.precision import check_precision, choose_precision
 from mpcompile.progress import StageProgress
 from mpcompile.reference import ask_original, build_unpruned
-from mpcompile.report import Report
+from mpcompile.report import Report, split_gain
 from mpcompile.runtime import Runtime
 from mpcompile.segment import BuildConfig, OptimizationProfile, Range, fastest_float
 from mpcompile.settings import Settings
@@ -337,11 +337,7 @@ def _report(
         original_s=seconds["original"],
         unpruned_s=seconds["unpruned"],
         measured_s=seconds["chosen"],
-        gains={
-            "engine": seconds["original"] / seconds["unpruned"],
-            "exits": seconds["unpruned"] / seconds["exits"],
-            "pruning": seconds["exits"] / seconds["chosen"],
-        },
+        gains=split_gain(*(seconds[name] for name in ("original", "unpruned", "exits", "chosen"))),
         accuracy=checked.accuracy,
         original_accuracy=checked.original_accuracy,
         agreement=checked.agreement,

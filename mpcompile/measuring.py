@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -47,16 +48,16 @@ class Systems:
         """The original as passed in, a call per batch."""
         original, names = self.context.original, self.context.captured.input_names
         prepared = [original.prepare(batch, names) for batch in self.workload.batches]
-        return [lambda batch=batch: original.run(batch, self.num_threads) for batch in prepared]  # type: ignore[misc]
+        return [partial(original.run, batch, self.num_threads) for batch in prepared]
 
     def unpruned_calls(self) -> Calls:
         """The baseline, a call per batch."""
         point = unpruned_point(self.context)
-        return [lambda batch=batch: self.unpruned.run(batch, point) for batch in self.workload.batches]  # type: ignore[misc]
+        return [partial(self.unpruned.run, batch, point) for batch in self.workload.batches]
 
     def point_calls(self, point: OperatingPoint) -> Calls:
         """An operating point, a call per batch."""
-        return [lambda batch=batch: self.runtime.run(batch, point) for batch in self.workload.batches]  # type: ignore[misc]
+        return [partial(self.runtime.run, batch, point) for batch in self.workload.batches]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def measure_pace(context: Context, part: TextPart | None, length: int) -> Pace:
     prepared = [original.prepare(batch, context.captured.input_names) for batch in probe.batches]
     with context.progress.stage("time the original"):
         num_threads = original.find_threads(prepared)
-        calls = [lambda batch=batch: original.run(batch, num_threads) for batch in prepared]
+        calls = [partial(original.run, batch, num_threads) for batch in prepared]
         return Pace(num_threads, measure_interleaved({"original": calls}, runs=1)["original"].median_s)
 
 

@@ -20,6 +20,7 @@ from passes import (
     run_passes,
     split_segments,
 )
+from passes.outputs import find_outputs
 from passes.pass_base import Pass
 
 PRUNES = {"top": PruneTokens, "threshold": PruneByThreshold}
@@ -97,7 +98,6 @@ def _run(
 
 def _describe(index: int, graph: GraphModule, exit_layer: int, hidden_size: int, precision: str) -> Segment:
     inputs = tuple(str(node.target) for node in graph.graph.nodes if node.op == "placeholder")
-    outputs = graph.graph.output_node().args[0]
-    assert isinstance(outputs, dict)
+    outputs = find_outputs(graph)
     pruned = sorted(int(match[1]) for name in inputs if (match := _PRUNE.fullmatch(name)))
     return Segment(index, exit_layer, tuple(pruned), hidden_size, inputs, tuple(map(str, outputs)), precision, graph)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ class Original:
         import torch
 
         def calls(num_threads: int) -> list[Callable[[], object]]:
-            return [lambda batch=batch: self.run(batch, num_threads) for batch in batches]  # type: ignore[misc]
+            return [partial(self.run, batch, num_threads) for batch in batches]
 
         choices = sorted({1, torch.get_num_threads()})
         timings = measure_interleaved({str(n): calls(n) for n in choices}, runs=2)

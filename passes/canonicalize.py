@@ -11,6 +11,7 @@ from passes.carry_positions import PositionTables, carry_positions
 from passes.encoder import SIZE, EncoderLayer, aten, find_layers, group_by_layer
 from passes.masks import MaskReader
 from passes.ops import additive_mask
+from passes.outputs import set_outputs
 from passes.pass_base import Pass, PassError
 from passes.verify import verify
 
@@ -102,11 +103,10 @@ def _remove_dropout(gm: GraphModule) -> None:
 
 
 def _name_outputs(gm: GraphModule) -> None:
-    output = gm.graph.output_node()
-    values = output.all_input_nodes
+    values = gm.graph.output_node().all_input_nodes
     if len(values) != 1:
         raise PassError(f"the graph returns {len(values)} values, expected the logits alone")
-    output.args = ({"logits": values[0]},)
+    set_outputs(gm, {"logits": values[0]})
 
 
 def _check_attention(attentions: list[Node]) -> None:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from passes.encoder import find_hidden_after
 from passes.ops import label_entropy, normalised_entropy, pool_features
+from passes.outputs import find_outputs, set_outputs
 from passes.pass_base import Pass, PassError
 from passes.verify import verify
 
@@ -102,11 +103,9 @@ class TruncateAfterExit(Pass):
         exits = find_exits(gm)
         if self.exit_layer not in exits:
             raise PassError(f"exit_layer {self.exit_layer}: the graph has exits {sorted(exits)}")
-        output = gm.graph.output_node()
         kept = {f"{kind}_{layer}" for layer in exits if layer <= self.exit_layer for kind in ("logits", "entropy")}
         kept |= {f"kept_{layer}" for layer in range(self.exit_layer)}
-        outputs = _outputs(output)
-        output.args = ({name: value for name, value in outputs.items() if name in kept},)
+        set_outputs(gm, {name: value for name, value in find_outputs(gm).items() if name in kept})
         return True
 
 
@@ -119,19 +118,11 @@ def find_exits(gm: GraphModule) -> dict[int, Node]:
     return calls
 
 
-def _outputs(output: Node) -> dict[str, Node]:
-    outputs = output.args[0]
-    if not isinstance(outputs, dict):
-        raise PassError("the graph does not return a dict of named outputs; run Canonicalize first")
-    return outputs
-
-
 def _return_exit(gm: GraphModule, exit_layer: int, call: Node) -> None:
     with gm.graph.inserting_after(call):
         entropy = gm.graph.call_function(operator.getitem, (call, 1))
         logits = gm.graph.call_function(operator.getitem, (call, 0))
-    output = gm.graph.output_node()
-    outputs = {f"logits_{exit_layer}": logits, f"entropy_{exit_layer}": entropy, **_outputs(output)}
+    outputs = {f"logits_{exit_layer}": logits, f"entropy_{exit_layer}": entropy, **find_outputs(gm)}
     final = outputs.pop("logits", None)
     ordered = sorted(outputs.items(), key=lambda item: (int(item[0].rsplit("_", 1)[1]), item[0].startswith("entropy")))
-    output.args = ({**dict(ordered), **({} if final is None else {"logits": final})},)
+    set_outputs(gm, {**dict(ordered), **({} if final is None else {"logits": final})})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from passes.encoder import find_layers, find_mask_after, is_hidden
 from passes.ops import pool_tokens
+from passes.outputs import find_outputs, set_outputs
 from passes.pass_base import Pass, PassError
 from passes.verify import verify
 
@@ -38,16 +39,15 @@ class PoolTokens(Pass):
         self.normalise = normalise
 
     def run(self, gm: GraphModule) -> bool:
-        output = gm.graph.output_node()
-        outputs = output.args[0]
-        hidden = outputs["logits"] if isinstance(outputs, dict) and list(outputs) == ["logits"] else None
-        if not isinstance(hidden, Node) or not is_hidden(hidden):
+        outputs = find_outputs(gm)
+        hidden = outputs.get("logits")
+        if len(outputs) != 1 or hidden is None or not is_hidden(hidden):
             raise PassError("the graph does not return a hidden state (B, S, D) alone; run Canonicalize first")
         mask = find_mask_after(gm, find_layers(gm)[-1])
-        with gm.graph.inserting_before(output):
+        with gm.graph.inserting_before(gm.graph.output_node()):
             vector = gm.graph.call_function(pool_tokens, (hidden, mask, self.normalise))
         vector.meta["val"] = hidden.meta["val"].mean(1)
-        output.args = ({"logits": vector},)
+        set_outputs(gm, {"logits": vector})
         return True
 
     def ensures(self, gm: GraphModule) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from passes.encoder import EncoderLayer
-from passes.pass_base import PassError
+from passes.outputs import find_outputs, set_outputs
 from passes.prune_tokens import PruneTokens, insert_input, knows_separator
 from passes.threshold_ops import prune_by_threshold
 
@@ -59,17 +59,4 @@ def _return_num_kept(gm: GraphModule, layer: int, prune: Node) -> None:
     with gm.graph.inserting_after(prune):
         num_kept = gm.graph.call_function(operator.getitem, (prune, 3))
     num_kept.meta["nn_module_stack"] = prune.meta["nn_module_stack"]
-    add_output(gm, f"kept_{layer}", num_kept)
-
-
-def add_output(gm: GraphModule, name: str, value: Node) -> None:
-    """Returns one more value, behind the others.
-
-    Raises:
-        PassError: when the graph's outputs have no names.
-    """
-    output = gm.graph.output_node()
-    outputs = output.args[0]
-    if not isinstance(outputs, dict):
-        raise PassError("the graph does not return a dict of named outputs; run Canonicalize first")
-    output.args = ({**outputs, name: value},)
+    set_outputs(gm, {**find_outputs(gm), f"kept_{layer}": num_kept})

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch.fx import GraphModule
 
 from passes.encoder import find_layer
+from passes.outputs import find_outputs, set_outputs
 from passes.pass_base import Pass, PassError
-from passes.prune_by_threshold import add_output
 from passes.prune_tokens import insert_input, knows_separator
 from passes.threshold_ops import soften_tokens
 
@@ -60,5 +60,5 @@ class SoftenTokens(Pass):
             hidden = gm.graph.call_function(operator.getitem, (call, 0))
         hidden.meta["val"] = layer.output.meta["val"]
         layer.output.replace_all_uses_with(hidden, delete_user_cb=readers.__contains__)
-        add_output(gm, f"soft_kept_{self.layer}", share)
+        set_outputs(gm, {**find_outputs(gm), f"soft_kept_{self.layer}": share})
         return True

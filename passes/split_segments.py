@@ -9,6 +9,7 @@ from torch.fx import Graph, GraphModule, Node
 from passes.encoder import SETTINGS, find_positions_after
 from passes.insert_exit import find_exits
 from passes.ops import enter_positions, enter_segment
+from passes.outputs import find_outputs
 from passes.pass_base import PassError
 
 
@@ -38,8 +39,7 @@ def split_segments(gm: GraphModule) -> list[GraphModule]:
     Raises:
         PassError: when something besides hidden state, mask and token positions would cross a cut.
     """
-    outputs = gm.graph.output_node().args[0]
-    assert isinstance(outputs, dict)
+    outputs = find_outputs(gm)
     exits = find_exits(gm)
     ends_in_exit = "logits" not in outputs
     cuts = [_crossing(gm, layer, exits[layer]) for layer in sorted(exits)]

@@ -9,7 +9,8 @@ from torch.fx import GraphModule
 
 from passes.encoder import find_hidden_after
 from passes.ops import pool_features
-from passes.pass_base import Pass, PassError
+from passes.outputs import find_outputs, set_outputs
+from passes.pass_base import Pass
 from passes.verify import verify
 
 
@@ -37,11 +38,7 @@ class TapFeatures(Pass):
             hidden, mask = find_hidden_after(gm, exit_layer)
             with gm.graph.inserting_after(max(hidden, mask)):
                 taps[f"features_{exit_layer}"] = gm.graph.call_function(pool_features, (hidden, mask))
-        output = gm.graph.output_node()
-        outputs = output.args[0]
-        if not isinstance(outputs, dict):
-            raise PassError("the graph does not return a dict of named outputs; run Canonicalize first")
-        output.args = ({**taps, **outputs},)
+        set_outputs(gm, {**taps, **find_outputs(gm)})
         return True
 
     def ensures(self, gm: GraphModule) -> None:

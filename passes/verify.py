@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 
 from passes.encoder import SETTINGS, SIZE, EncoderLayer, find_layers
 from passes.evaluate import find_ancestors
+from passes.outputs import find_outputs
 from passes.pass_base import PassError
 
 
@@ -27,10 +28,7 @@ def verify(gm: GraphModule) -> None:
             raise PassError(f"layer {after.index} does not read the hidden state that layer {before.index} gives")
     for layer in layers:
         _verify_layer(layer)
-    outputs = gm.graph.output_node().args[0]
-    if not isinstance(outputs, dict):
-        raise PassError("the graph does not return a dict of named outputs; run Canonicalize first")
-    _verify_tail(list(outputs.values()), layers)
+    _verify_tail(list(find_outputs(gm).values()), layers)
 
 
 def _verify_layer(layer: EncoderLayer) -> None:

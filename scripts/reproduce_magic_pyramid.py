@@ -18,7 +18,6 @@ import dataclasses
 import itertools
 import logging
 import sys
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ from mpcompile.workload import build_workload
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from result_files import describe_machine, slug, write_result
-from smoke import write_smoke_inputs
+from smoke import run_or_smoke
 
 PAPERS_FLOPS_RATIO = 8.06
 """On average over its tasks, as Magic Pyramid's abstract has it."""
@@ -133,11 +132,7 @@ class Experiment:
 def main() -> None:
     options = _parse()
     try:
-        if options.smoke:
-            with tempfile.TemporaryDirectory() as folder:
-                reproduce(_smoke_options(options, Path(folder)))
-        else:
-            reproduce(options)
+        run_or_smoke(options, reproduce, _smoke_options)
     except MpcompileError as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -410,15 +405,13 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _smoke_options(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+def _smoke_options(folder: Path) -> dict[str, Any]:
     """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
-    write_smoke_inputs(folder)
-    small = {
+    return {
         "model": str(folder / "model"), "texts": str(folder / "train.csv"), "test": str(folder / "test.csv"),
         "out": folder, "name": "smoke", "cache_dir": folder / "cache", "epochs": 1, "minutes": 0.2, "max_texts": 64,
         "test_texts": 16, "batch_size": [1, 8], "requests": 4, "batches": 1, "runs": 1,
     }  # fmt: skip
-    return argparse.Namespace(**{**vars(options), **small})
 
 
 if __name__ == "__main__":

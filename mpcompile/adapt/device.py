@@ -13,7 +13,7 @@ def find_training_device() -> torch.device:
 
 
 def is_bf16_fast(device: torch.device) -> bool:
-    """Tells whether the device multiplies bfloat16 in hardware: 2.2 times faster in training on an AMD Zen 5 core."""
+    """Tells whether the device multiplies bfloat16 in hardware, so that training in it is faster."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(bool(torch.cpu.get_capabilities().get(feature)) for feature in ("avx512_bf16", "amx_bf16"))

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,7 @@ class Bench:
         return _Loaded(built.variant.point, built.point, self.builder.load(built))
 
     def _calls(self, system: _Loaded) -> list[Callable[[], object]]:
-        return [lambda batch=batch: system.runner.run(batch, system.point) for batch in self.job.batches]  # type: ignore[misc]
+        return [partial(system.runner.run, batch, system.point) for batch in self.job.batches]
 
     def _compare(self, candidate: _Loaded) -> Answers:
         expected = self._answer(candidate.index)

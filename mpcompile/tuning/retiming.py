@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -103,10 +104,10 @@ def _original_calls(
     original = open_original(builder.directory / MODEL, None)
     prepared = [original.prepare(batch, builder.manifest.signature.input_names) for batch in batches]
     num_threads = original.find_threads(prepared[:_PROBES])
-    return [lambda batch=batch: original.run(batch, num_threads) for batch in prepared], num_threads  # type: ignore[misc]
+    return [partial(original.run, batch, num_threads) for batch in prepared], num_threads
 
 
 def _calls(
     runner: Runner, point: OperatingPoint, batches: Sequence[dict[str, np.ndarray]]
 ) -> list[Callable[[], object]]:
-    return [lambda batch=batch: runner.run(batch, point) for batch in batches]  # type: ignore[misc]
+    return [partial(runner.run, batch, point) for batch in batches]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from mpcompile.front import MeasuredPoint
-from mpcompile.report import Report
+from mpcompile.report import Report, split_gain
 from mpcompile.tuning.retiming import PointTimes, Times
 from mpcompile.tuning.variant import Variant
 
@@ -37,11 +37,7 @@ def retell(
         original_s=times.original_s,
         unpruned_s=times.unpruned_s,
         measured_s=seconds,
-        gains={
-            "engine": times.original_s / times.unpruned_s,
-            "exits": times.unpruned_s / times.exits_s,
-            "pruning": times.exits_s / seconds,
-        },
+        gains=split_gain(times.original_s, times.unpruned_s, times.exits_s, seconds),
         operating_points=front,
         chosen=chosen,
         workload={**report.workload, **workload, "original_threads": times.original_threads},
