@@ -257,7 +257,9 @@ def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, par
         plans = build_plans(
             context.backend, segments, profile, context.config, context.store, digest, stage, context.calibration
         )
-    split_tokens = chosen.cost.split_tokens([segment.exit_layer for segment in segments], length)
+    split_tokens = chosen.cost.split_tokens(
+        tuple(segment.exit_layer for segment in segments), length, chosen.prune_layers
+    )
     runtime = make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split_tokens)
     # Texts are drawn evenly along where they leave at the middle of the front.
     rank = None if parts is None else chosen.candidates[len(chosen.candidates) // 2].exit_layer

@@ -16,6 +16,7 @@ from mpcompile.adapt.elastic import ElasticHeads
 from mpcompile.backends.quantise import find_missing_maybe, find_quantiser
 from mpcompile.choosing import Chosen, choose_from_texts, measure_cost_model, train_heads
 from mpcompile.context import Context, TextPart
+from mpcompile.cost.expected import predict_whole
 from mpcompile.errors import SettingError
 from mpcompile.measuring import Pace, measure_engine_gains
 from mpcompile.recording import CalibrationTexts
@@ -152,7 +153,7 @@ def pick_precision(offers: Sequence[Sequence[Expected]], target_speedup: float, 
 def _expect(offer: InPrecision, part: TextPart) -> list[Expected]:
     original_loss = float(np.mean(part.task.differs(part.original_answer, part.truth)))
     size, cost = offer.context.settings.batch_size, offer.chosen.cost
-    unpruned_s = float((cost.predict_unpruned(np.float64(size), part.lengths) / size).mean())
+    unpruned_s = predict_whole(cost, part.lengths, size) / size
     return [
         Expected(offer.engine_gain * unpruned_s / candidate.seconds, candidate.loss - original_loss)
         for candidate in offer.chosen.candidates

@@ -12,6 +12,7 @@ from mpcompile.text import TextEncoder, TokenIds
 BLOCK_S = 3.0
 """Seconds that the original needs for the batches of a run: enough to average over texts."""
 MIN_BATCHES, MAX_BATCHES = 3, 256
+NUM_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,30 @@ def build_workload(
 ) -> Workload:
     """Draws batches that stand for all texts.
 
+    A few batches hold one very long text or none, which decides how much is padded. So it is drawn many times, and
+    the draw is taken that is padded to as many tokens as they are on average.
+
     Args:
         encoded: the texts.
         batch_size: examples in a batch.
         num_batches: at most this many.
         rank: texts are drawn evenly along it, (N,): how hard they are, so that the drawn ones
             leave at the exits as all of them do.
-        seed: of the order.
+        seed: of the draws.
     """
     count = min(num_batches * batch_size, max(len(encoded) // batch_size, 1) * batch_size)
-    drawn = np.argsort(rank, kind="stable")[np.linspace(0, len(encoded) - 1, count).astype(int)]
-    shuffled = np.random.default_rng(seed).permutation(drawn)
-    positions = tuple(shuffled[start : start + batch_size] for start in range(0, count, batch_size))
+    ranked, generator = np.argsort(rank, kind="stable"), np.random.default_rng(seed)
+    lengths = np.array([len(tokens) for tokens in encoded])
+    draws = [_draw(ranked, count, generator).reshape(-1, batch_size) for _ in range(NUM_DRAWS)]
+    padded = np.array([lengths[draw].max(1).sum() for draw in draws])
+    positions = tuple(draws[int(np.abs(padded - padded.mean()).argmin())])
     return Workload(tuple(encoder.pad([encoded[i] for i in batch]) for batch in positions), positions)
+
+
+def _draw(ranked: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Texts at even distances along the ranked ones, in random order, (count,)."""
+    places = (np.arange(count) + generator.random()) * (len(ranked) / count)
+    return generator.permutation(ranked[places.astype(int)])
 
 
 def random_batch(vocab_size: int, batch_size: int, seq_len: int, seed: int) -> dict[str, np.ndarray]:

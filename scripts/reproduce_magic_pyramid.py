@@ -257,7 +257,7 @@ def build(experiment: Experiment, point: OperatingPoint) -> Runtime:
     profile = default_profile(context.captured.max_length)
     plans = build_plans(context.backend, segments, profile, context.config, context.store, digest)
     length = int(np.median(experiment.choosing.lengths))
-    split = experiment.cost.split_tokens([segment.exit_layer for segment in segments], length)
+    split = experiment.cost.split_tokens(tuple(segment.exit_layer for segment in segments), length, point.prune_layers)
     return make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split)
 
 

@@ -42,6 +42,7 @@ PRIOR_WEIGHT = 0.2
 """Pull of each declared number, so that one that the engines hardly depend on stays plausible: a deviation by a
 factor e costs as much as a misfit of 20% of one engine. With 0.02 some fits ended at a cache of terabytes a second."""
 NUM_LAYERS = 3
+MIXED_RUNS = 5
 SETTLE_S = 0.01
 """Calls of the same sizes come in a row: for this long untimed, until caches and memory are theirs, then timed."""
 
@@ -235,14 +236,18 @@ class GridBench:
         return [describe_sample(self._work, self.segments, *key, taken) for key, taken in seconds.items()]
 
     def measure_reshape(self, runs: int) -> float:
-        """Seconds per kernel that a call takes more after one of other sizes; see `Rates.reshape_s`."""
+        """Seconds per kernel that a call takes more after one of other sizes; see `Rates.reshape_s`.
+
+        Sizes are as many and as mixed as in service: two that alternate cost half as much.
+        """
         extra = []
         for index, segment in enumerate(self.segments):
-            keys = [(index, 1, length, 0.5) for length in (40, 48)]
+            keys = [(index, size, length, 1.0) for size in (1, 2, 4, 8) for length in (24, 40, 56, 72)]
             calls = {key: make_call(segment, self._engines[index], *key[1:]) for key in keys}
             steady_s = np.mean(list(measure_steady(calls, runs).values()))
-            mixed_s = measure_interleaved({"mixed": list(calls.values()) * 10}, runs)["mixed"].p50_s
-            extra.append((mixed_s - steady_s) / describe_sample(self._work, self.segments, *keys[1], 1.0).num_launches)
+            mixed = [calls[keys[i]] for i in np.random.default_rng(0).permutation(len(keys))]
+            mixed_s = measure_interleaved({"mixed": mixed}, MIXED_RUNS)["mixed"].median_s
+            extra.append((mixed_s - steady_s) / describe_sample(self._work, self.segments, *keys[0], 1.0).num_launches)
         return max(float(np.mean(extra)), 0.0)
 
 

@@ -95,3 +95,15 @@ class ExpectedTime:
 def total_seconds(segments: Sequence[SegmentTime]) -> float:
     """Expected seconds of a batch."""
     return sum(segment.predicted_s for segment in segments)
+
+
+def predict_whole(cost: CostModel, lengths: np.ndarray, batch_size: int) -> float:
+    """Expected seconds of a batch in the unpruned model as one engine, padded to its longest.
+
+    Args:
+        cost: predicts the engine.
+        lengths: tokens of examples of the workload, (N,).
+        batch_size: examples.
+    """
+    whole = OperatingPoint((cost.work.num_layers,))
+    return total_seconds(ExpectedTime(cost, lengths, batch_size).predict(whole, (1.0,)))

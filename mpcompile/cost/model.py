@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,22 +66,38 @@ class CostModel:
         end = self.work.num_layers
         return self.predict_segment(True, 0, end, batch_size, seq_len, OperatingPoint((end,)))
 
-    def split_tokens(self, exit_layers: Sequence[int], seq_len: int) -> tuple[float, ...]:
+    def predict_call(
+        self, is_first: bool, first: int, exit_layer: int, seq_len: int, point: OperatingPoint
+    ) -> tuple[float, float]:
+        """Seconds of a call of an engine whatever it holds, after one of other sizes, and for each example in it.
+
+        They are the straight line through batches of 8 and 16.
+
+        Args:
+            is_first, first, exit_layer, point: see `predict_segment`.
+            seq_len: a typical length.
+        """
+        few, many = (
+            float(self.predict_segment(is_first, first, exit_layer, n, np.float64(seq_len), point)) for n in (8, 16)
+        )
+        per_example = max(many - few, 1e-12) / 8
+        return max(few - 8 * per_example, 0.0) + self.predict_reshape(is_first, first, exit_layer, point), per_example
+
+    def split_tokens(
+        self, exit_layers: tuple[int, ...], seq_len: int, prune_layers: tuple[int, ...] = ()
+    ) -> tuple[float, ...]:
         """Padding tokens that cost as much as another call, for the segment that ends at each exit.
 
         Args:
             exit_layers: where the segments end, ascending.
             seq_len: a typical length.
+            prune_layers: layers that the engines can prune at.
         """
-        point = OperatingPoint(exit_layers=(exit_layers[-1],))
+        point = OperatingPoint(exit_layers[-1:], (), prune_layers, (1.0,) * len(prune_layers))
         tokens = []
         for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exit_layers))):
-            few, many = (
-                float(self.predict_segment(index == 0, first, exit_layer, n, np.float64(seq_len), point))
-                for n in (8, 16)
-            )
-            per_token = max(many - few, 1e-12) / (8 * seq_len)
-            tokens.append(max(few - 8 * seq_len * per_token, 0.0) / per_token)
+            call_s, example_s = self.predict_call(index == 0, first, exit_layer, seq_len, point)
+            tokens.append(call_s / example_s * seq_len)
         return tuple(tokens)
 
     def count_flops(

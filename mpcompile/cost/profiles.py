@@ -13,7 +13,7 @@ from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.segment import Backend, BuildConfig
 from mpcompile.store import Store
 
-FORMAT = 1
+FORMAT = 2
 """Changes with what is measured or fitted, so that profiles of before are not found."""
 MEASURED = (*FITTED, "reshape_s")
 PRESENT_MACHINE = "cpu"

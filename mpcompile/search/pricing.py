@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpcompile.cost.expected import predict_whole
 from mpcompile.cost.model import CostModel
 from mpcompile.operating_point import OperatingPoint, count_left
 from mpcompile.search.candidates import Candidate
@@ -48,27 +49,36 @@ class Pricer:
 
     @property
     def full_s(self) -> float:
-        """Mean predicted seconds of a text in the unpruned model."""
-        return float((self.cost.predict_unpruned(float(self.batch_size), self.lengths) / self.batch_size).mean())
+        """Mean predicted seconds of a text in the unpruned model, batches padded to their longest."""
+        return predict_whole(self.cost, self.lengths, self.batch_size) / self.batch_size
 
     def take(self, index: np.ndarray) -> Pricer:
         """The same for the texts at some positions."""
         return Pricer(self.truth[index], self.lengths[index], self.cost, self.batch_size, self.precision, self.task)
 
     def table(self, held_out: HeldOut, exits: tuple[int, ...], prunes: tuple[int, ...]) -> ExitTable:
-        """What happens to each text in a chain of engines that ends at some exits and can prune at some layers."""
+        """What happens to each text in a chain of engines that ends at some exits and can prune at some layers.
+
+        Texts of one length run together, as the runtime splits a batch.
+        """
         ratios = dict(zip(held_out.schedule.prune_layers, held_out.schedule.keep_ratios, strict=True))
         point = OperatingPoint(exits[-1:], (), prunes, tuple(ratios.get(layer, 1.0) for layer in prunes))
-        length, elapsed, seconds = self.lengths, np.zeros(len(self.lengths)), []
+        length, elapsed, seconds, calls = self.lengths, np.zeros(len(self.lengths)), [], []
         for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exits))):
-            taken = self.cost.predict_segment(index == 0, first, exit_layer, float(self.batch_size), length, point)
+            segment = (index == 0, first, exit_layer)
+            taken = self.cost.predict_segment(*segment, float(self.batch_size), length, point)
+            call_s, _ = self.cost.predict_call(*segment, int(np.median(length)), point)
+            varied_s = self.cost.predict_reshape(*segment, point)
+            elapsed = elapsed + (taken + varied_s - call_s) / self.batch_size
             length = count_left(point, first, exit_layer, length)
-            elapsed = elapsed + taken / self.batch_size
             seconds.append(elapsed)
+            calls.append(call_s)
         return ExitTable(
             np.stack([held_out.entropy[layer] for layer in exits]),
             np.stack(seconds),
             np.stack([self.task.differs(held_out.answer[layer], self.truth) for layer in exits]).astype(np.float64),
+            np.array(calls),
+            self.batch_size,
         )
 
     def solve(self, held_out: HeldOut, price_s: float) -> Candidate:
@@ -97,7 +107,7 @@ class Pricer:
         exits = candidate.point.exit_layers
         table = self.table(held_out, exits, held_out.schedule.pruned_layers())
         leaves, everyone = np.searchsorted(exits, candidate.exit_layer), np.arange(len(self.truth))
-        cost: np.ndarray = table.seconds[leaves, everyone] + price_s * table.loss[leaves, everyone]
+        cost: np.ndarray = table.seconds_of(leaves) + price_s * table.loss[leaves, everyone]
         return cost
 
     def _solve(

@@ -20,13 +20,17 @@ class ExitTable:
 
     Attributes:
         entropy: normalised, (M, N).
-        seconds: until it has been answered there, (M, N).
+        seconds: until it has been answered there, (M, N), without the calls.
         loss: 1 where the answer there is wrong (or differs from the original's), (M, N).
+        call_s: seconds of a call of the engine before each exit, whatever it holds, (M,).
+        batch_size: texts that come together, and share a call when they enter its engine.
     """
 
     entropy: np.ndarray
     seconds: np.ndarray
     loss: np.ndarray
+    call_s: np.ndarray
+    batch_size: int
 
     def leave_at(self, thresholds: np.ndarray) -> np.ndarray:
         """Index of the exit that each text leaves at, (N,)."""
@@ -35,11 +39,32 @@ class ExitTable:
         index: np.ndarray = leaves.argmax(0)
         return index
 
+    def seconds_of(self, index: np.ndarray) -> np.ndarray:
+        """Seconds of each text that leaves at an exit, calls shared among those who enter their engine, (N,).
+
+        A batch calls an engine when any of its texts enters.
+        """
+        share = self._share_entering(index)
+        called = 1.0 - (1.0 - share) ** self.batch_size
+        per_text = np.divide(self.call_s * called, self.batch_size * share, out=np.zeros(len(share)), where=share > 0)
+        seconds: np.ndarray = self.seconds[index, np.arange(index.size)] + np.cumsum(per_text)[index]
+        return seconds
+
+    def marginal_seconds(self, thresholds: np.ndarray) -> np.ndarray:
+        """Seconds that one text more at each exit costs, (M, N): nothing for calls that are made anyway."""
+        share = self._share_entering(self.leave_at(thresholds))
+        more = self.call_s * (1.0 - share) ** (self.batch_size - 1)
+        seconds: np.ndarray = self.seconds + np.cumsum(more)[:, None]
+        return seconds
+
     def evaluate(self, thresholds: np.ndarray) -> tuple[float, float]:
         """Mean seconds and mean loss over the texts."""
         index = self.leave_at(thresholds)
-        everyone = np.arange(index.size)
-        return float(self.seconds[index, everyone].mean()), float(self.loss[index, everyone].mean())
+        return float(self.seconds_of(index).mean()), float(self.loss[index, np.arange(index.size)].mean())
+
+    def _share_entering(self, index: np.ndarray) -> np.ndarray:
+        share: np.ndarray = (index >= np.arange(len(self.call_s))[:, None]).mean(1)
+        return share
 
 
 def search_thresholds(table: ExitTable, price_s: float) -> np.ndarray:
@@ -57,9 +82,9 @@ def search_thresholds(table: ExitTable, price_s: float) -> np.ndarray:
     count = table.entropy.shape[0]
     thresholds = np.zeros(count)
     thresholds[-1] = 2.0
-    cost = table.seconds + price_s * table.loss
     for _ in range(SWEEPS):
         before = thresholds.copy()
+        cost = table.marginal_seconds(thresholds) + price_s * table.loss
         for exit_index in reversed(range(count - 1)):
             thresholds[exit_index] = _best_threshold(table, cost, thresholds, exit_index)
         if np.array_equal(before, thresholds):

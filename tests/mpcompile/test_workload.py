@@ -54,6 +54,12 @@ def test_texts_are_drawn_evenly_along_their_rank(encoder: TextEncoder, encoded: 
     assert [int((drawn == value).sum()) for value in (0, 1, 2)] == [2, 4, 2]
 
 
+def test_few_batches_are_padded_as_many_are(encoder: TextEncoder) -> None:
+    encoded = encoder.encode(["a"] * 31 + ["a " * 20])  # the long text is in one batch of eight
+    lengths = [build(encoder, encoded, 4, 1, seed).batches[0]["input_ids"].shape[1] for seed in range(20)]
+    assert set(lengths) == {3}
+
+
 def test_order_follows_the_seed(encoder: TextEncoder, encoded: list[TokenIds]) -> None:
     first, again, other = (np.concatenate(build(encoder, encoded, 2, 10, seed).positions) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

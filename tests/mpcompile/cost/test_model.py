@@ -237,19 +237,25 @@ def test_lengths_up_to_the_model_s_longest_are_known() -> None:
 def test_split_tokens_are_what_a_call_costs_in_tokens() -> None:
     # A token takes 5 s in the layers, a call costs 20 s beside them.
     work = build_work(2, feed_forward=Region.of([pointwise(250 * B * S)]))
-    (tokens,) = CostModel(work, dataclasses.replace(RATES, engine_s=20.0)).split_tokens([2], 16)
+    (tokens,) = CostModel(work, dataclasses.replace(RATES, engine_s=20.0)).split_tokens((2,), 16)
     assert tokens == pytest.approx(20 / 5)
 
 
 def test_launches_are_a_part_of_what_a_call_costs() -> None:
     work = build_work(2, feed_forward=Region.of([pointwise(250 * B * S)]))
     rates = dataclasses.replace(RATES, engine_s=20.0, launch_s=5.0)
-    (tokens,) = CostModel(work, rates).split_tokens([2], 16)
+    (tokens,) = CostModel(work, rates).split_tokens((2,), 16)
     assert tokens == pytest.approx((20 + 2 * 5) / 5)
 
 
+def test_new_sizes_and_prunes_are_a_part_of_what_a_call_costs() -> None:
+    cost, planning = change(engine_s=2.0), change(engine_s=2.0, reshape_s=0.5)
+    assert planning.split_tokens((2,), 16)[0] > cost.split_tokens((2,), 16)[0]
+    assert planning.split_tokens((2,), 16, (1,))[0] > cost.split_tokens((2,), 16, (1,))[0]
+
+
 def test_there_is_a_split_price_for_every_segment() -> None:
-    prices = change(engine_s=2.0).split_tokens([0, 1, 2], 16)
+    prices = change(engine_s=2.0).split_tokens((0, 1, 2), 16)
     assert len(prices) == 3 and all(price > 0 for price in prices)
 
 
