@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import Node
 
 from mpcompile.adapt.checkpoint import Checkpoint
 from mpcompile.adapt.losses import Loss, SingleLabelLoss
@@ -213,7 +215,7 @@ def describe_run(
         "kind": "elastic",
         "version": VERSION,
         "model": _digest_weights(name_weights(captured.graph_module)),
-        "graph": [str(node.target) for node in captured.graph_module.graph.nodes],
+        "graph": [_name_target(node) for node in captured.graph_module.graph.nodes],
         "heads": {str(layer): _digest_weights(name_weights(head)) for layer, head in sorted(heads.items())},
         "prune_layers": prune_layers,
         "texts": [_digest_texts(part) for part in parts],
@@ -221,6 +223,13 @@ def describe_run(
         "loss": repr(loss),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
+
+
+def _name_target(node: Node) -> str:
+    """What a node calls or reads, named alike in every process: a function's own text holds its address."""
+    if isinstance(node.target, str | OpOverload):
+        return str(node.target)
+    return f"{node.target.__module__}.{node.target.__qualname__}"
 
 
 def _digest_weights(weights: Mapping[str, Tensor]) -> str:

@@ -1,5 +1,7 @@
 """Tests of elastic fine-tuning: what is trained, what is kept, and that a killed run loses nothing."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from mpcompile.adapt.elastic import Elastic, train_elastic
+from mpcompile.adapt.elastic import DISTILLATION, Elastic, describe_run, train_elastic
 from mpcompile.adapt.losses import SingleLabelLoss
 from mpcompile.adapt.trainer import ElasticSettings, TaughtTexts, Trainer, name_weights
 from mpcompile.capture import CapturedModel
 from mpcompile.errors import DataError
 from mpcompile.partition import rewrite
-from mpcompile.store import Store
+from mpcompile.store import Store, digest
 from mpcompile.text import TextEncoder
 from passes import find_layers, verify
 from tests.models import MAX_POSITIONS, NUM_LABELS, build_head
@@ -216,3 +218,15 @@ def test_labels_change_what_is_learned(train, elastic: Elastic, training: Taught
 def test_texts_that_do_not_fit_are_an_error(train, training: TaughtTexts, tmp_path: Path, texts, message: str) -> None:
     with pytest.raises(DataError, match=message):
         train(tmp_path, training=texts(training))
+
+
+def test_another_process_finds_what_this_one_trained(captured: CapturedModel) -> None:
+    code = (
+        "from mpcompile.adapt.elastic import *; from mpcompile.capture import capture\n"
+        "from mpcompile.store import digest; from tests.models import family_model\n"
+        "captured = capture(family_model('bert'))\n"
+        "print(digest(describe_run(captured, {}, (), (), DEFAULTS, DISTILLATION)))"
+    )
+    root = Path(__file__).parents[3]
+    theirs = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert theirs.split()[-1] == digest(describe_run(captured, {}, (), (), ElasticSettings(), DISTILLATION))
