@@ -51,6 +51,7 @@ from mpcompile.settings import Settings
 from mpcompile.source import open_original
 from mpcompile.text import TextEncoder, TokenIds, batches_by_length
 from mpcompile.timing import Timing, measure_interleaved
+from mpcompile.workload import build_workload
 
 ORIGINAL, INT8, STUDENT, BOTH = "original (HF eager)", "OpenVINO int8 (NNCF)", "6-layer student, int8", "mpcompile"
 NUM_CALIBRATION = 100
@@ -89,14 +90,11 @@ class TestSet:
     encoded: Sequence[TokenIds]
     labels: np.ndarray
 
-    def batches(self, batch_size: int, num_texts: int) -> list[dict[str, np.ndarray]]:
-        """At least one batch, of `num_texts` texts together."""
-        order = np.random.default_rng(batch_size).permutation(len(self.encoded))
-        count = max(1, min(num_texts, len(order)) // batch_size)
-        return [
-            self.encoder.pad([self.encoded[j] for j in order[i * batch_size : (i + 1) * batch_size]])
-            for i in range(count)
-        ]
+    def batches(self, batch_size: int, num_texts: int) -> Sequence[dict[str, np.ndarray]]:
+        """At least one batch, of `num_texts` texts together, padded as batches of these texts usually are."""
+        rank = np.random.default_rng(batch_size).permutation(len(self.encoded))
+        num_batches = max(1, num_texts // batch_size)
+        return build_workload(self.encoder, self.encoded, batch_size, num_batches, rank, seed=0).batches
 
 
 def main() -> None:

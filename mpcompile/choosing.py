@@ -87,8 +87,11 @@ def _measured_over_predicted(
 
 def choose_from_texts(
     context: Context, cost: CostModel, part: TextPart, target_gain: float, heads: TrainedHeads | ElasticHeads | None
-) -> Chosen:
-    """Searches points on held-out answers.
+) -> tuple[Chosen, ...]:
+    """Searches points on held-out answers: of the chain of engines that is predicted to be best, and of a plainer one.
+
+    Where the best one prunes, the other one does not: what sorting tokens costs depends on sizes and on what else the
+    engine runs, more than is predicted, and the clock is to decide.
 
     Args:
         cost: predicts time.
@@ -109,7 +112,12 @@ def choose_from_texts(
         held_out += _search_schedules(context, part, collector, heads, held_out, pricer, target_gain)
     with context.progress.stage("search operating points") as stage:
         candidates = PointSearch(held_out, pricer).search(target_gain, stage)
-    return finish_choice(context, cost, candidates, heads.heads if heads else {})
+    trained = heads.heads if heads else {}
+    best = finish_choice(context, cost, candidates, trained)
+    if not best.prune_layers or context.settings.selection != "top":
+        return (best,)
+    plainer = PointSearch(held_out[:1], pricer).search(target_gain)
+    return best, finish_choice(context, cost, plainer, trained)
 
 
 def _search_schedules(

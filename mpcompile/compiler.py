@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from mpcompile.errors import SettingError
 from mpcompile.finetuning import finetune
 from mpcompile.front import Choice, MeasuredPoint, choose_point
 from mpcompile.labels import check_labels
-from mpcompile.measuring import Pace, Systems, make_workload, measure_chosen, measure_front, measure_pace
+from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front, measure_pace
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.packing import find_versions, head_weights, pack_model
 from mpcompile.partition import partition
@@ -32,7 +33,7 @@ from mpcompile.pictures.pyramid import count_pyramid
 from mpcompile.pictures.records import SampleText
 from mpcompile.pictures.samples import trace_samples
 from mpcompile.planning.plan import Plan
-from mpcompile.precision import check_precision, choose_precision
+from mpcompile.precision import Expected, check_precision, choose_precision, pick_offer
 from mpcompile.progress import StageProgress
 from mpcompile.reference import ask_original, build_unpruned
 from mpcompile.report import Report, split_gain
@@ -173,23 +174,28 @@ def optimize(
         if parts is None:
             unpruned = build_unpruned(context, context.precision)
             cost = measure_cost_model(context, unpruned, length)
-            chosen = choose_without_texts(context, cost, length)
+            chains: tuple[Chosen, ...] = (choose_without_texts(context, cost, length),)
         else:
             adapted, trained = context, None
             if parts.training is not None:
                 adapted, trained = finetune(context, parts.training, find_exits(context))
             best, precision_notes = choose_precision(context, adapted, trained, parts.choosing, length, pace)
-            context, unpruned, chosen = best.context, best.unpruned, best.chosen
-        built = _build(context, chosen, length, unpruned, parts, pace)
-        front = measure_front(built.systems, chosen, _choosing(parts))
+            context, unpruned, chains = best.context, best.unpruned, best.chains
+        # Texts are drawn evenly along where they leave at the middle of the front.
+        rank = None if parts is None else chains[0].candidates[len(chains[0].candidates) // 2].exit_layer
+        workload = make_workload(context, _choosing(parts), rank, length, pace.num_batches)
+        make_systems = partial(Systems, context, workload, unpruned, num_threads=pace.num_threads)
+        built, front = _build_best(context, chains, length, _choosing(parts), make_systems)
         choice, front, timings = _settle(built.systems, front, settings)
         if parts is not None and max_drop is not None:
             front = certify_front(context, built.systems.runtime, front, choice.index, parts.certifying)
         checked = check_point(context, built.systems.runtime, front[choice.index].point, parts, test_part)
         report = _report(context, built, front, choice, timings, checked, parts, examples)
+        if not built.chosen.prune_layers and chains[0].prune_layers:
+            report = report.with_notes("pruning was tried and left out: without it the engines measured better")
         report = report.with_notes(*precision_notes)
-        report = _add_pictures(report, context, built, chosen, parts)
-        return pack_model(context, built.systems.runtime, built.plans, chosen.heads, report)
+        report = _add_pictures(report, context, built, parts)
+        return pack_model(context, built.systems.runtime, built.plans, built.chosen.heads, report)
 
 
 def open_context(original: Original, settings: Settings, bars: StageProgress, has_pairs: bool = False) -> Context:
@@ -230,8 +236,9 @@ def open_context(original: Original, settings: Settings, bars: StageProgress, ha
 
 @dataclass(frozen=True)
 class _Built:
-    """Engines and what they are measured with."""
+    """Engines, what they were built for and what they are measured with."""
 
+    chosen: Chosen
     systems: Systems
     plans: tuple[bytes, ...]
     length: int
@@ -243,7 +250,27 @@ def _typical_length(context: Context, parts: Texts | None) -> int:
     return int(np.median(parts.choosing.lengths))
 
 
-def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, parts: Texts | None, pace: Pace) -> _Built:
+def _build_best(
+    context: Context,
+    chains: Sequence[Chosen],
+    length: int,
+    part: TextPart | None,
+    make_systems: Callable[[Runtime], Systems],
+) -> tuple[_Built, tuple[MeasuredPoint, ...]]:
+    """Builds and times every chain, and returns the one with the best point, with its front."""
+    built, fronts = [], []
+    for chosen in chains:
+        runtime, plans = _build(context, chosen, length)
+        built.append(_Built(chosen, make_systems(runtime), plans, length))
+        fronts.append(measure_front(built[-1].systems, chosen, part))
+    if len(chains) == 1:
+        return built[0], fronts[0]
+    offers = [[Expected(row.speedup, row.drop or 0.0) for row in front] for front in fronts]
+    best = pick_offer(offers, context.settings.target_speedup, context.settings.max_drop)
+    return built[best], fronts[best]
+
+
+def _build(context: Context, chosen: Chosen, length: int) -> tuple[Runtime, tuple[bytes, ...]]:
     selection = context.settings.selection
     segments = partition(
         context.captured, chosen.heads, chosen.prune_layers, chosen.last_exit, context.precision, selection
@@ -261,10 +288,7 @@ def _build(context: Context, chosen: Chosen, length: int, unpruned: Runtime, par
         tuple(segment.exit_layer for segment in segments), length, chosen.prune_layers
     )
     runtime = make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split_tokens)
-    # Texts are drawn evenly along where they leave at the middle of the front.
-    rank = None if parts is None else chosen.candidates[len(chosen.candidates) // 2].exit_layer
-    workload = make_workload(context, _choosing(parts), rank, length, pace.num_batches)
-    return _Built(Systems(context, workload, unpruned, runtime, pace.num_threads), tuple(plans), length)
+    return runtime, tuple(plans)
 
 
 def _check_labels(original: Original, given: dict[str, Examples | None]) -> None:
@@ -363,10 +387,10 @@ def _report(
     )
 
 
-def _add_pictures(report: Report, context: Context, built: _Built, chosen: Chosen, parts: Texts | None) -> Report:
+def _add_pictures(report: Report, context: Context, built: _Built, parts: Texts | None) -> Report:
     """What report.html shows beside the numbers: the model, the pyramid and what became of some texts."""
     point, num_layers = report.operating_points[report.chosen].point, context.captured.num_layers
-    exit_layer = next(candidate.exit_layer for candidate in chosen.candidates if candidate.point == point)
+    exit_layer = next(candidate.exit_layer for candidate in built.chosen.candidates if candidate.point == point)
     lengths = np.array([built.length])
     samples: tuple[SampleText, ...] = ()
     if parts is not None:

@@ -36,13 +36,13 @@ class InPrecision:
         context: with that precision, and the fine-tuned model where there is one.
         unpruned: the whole original as one engine.
         engine_gain: times the speed of the original that it has.
-        chosen: candidates for the front.
+        chains: candidates for the front, see `choose_from_texts`.
     """
 
     context: Context
     unpruned: Runtime
     engine_gain: float
-    chosen: Chosen
+    chains: tuple[Chosen, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Expected:
     """What is expected of a candidate.
 
     Attributes:
-        speedup: over the original, predicted.
+        speedup: over the original.
         drop: loss beyond the original's on held-out texts.
     """
 
@@ -86,7 +86,7 @@ def choose_precision(
         pace: of the original.
 
     Returns:
-        The better one by `pick_precision`, and what is to be said about it.
+        The better one by `pick_offer`, and what is to be said about it.
     """
     assert context.encoder is not None
     calibration = CalibrationTexts.draw(context.encoder, part.encoded)
@@ -102,12 +102,12 @@ def choose_precision(
     for (name, engine), gain in zip(unpruned.items(), gains, strict=True):
         cost = measure_cost_model(dataclasses.replace(context, precision=name), engine, length)
         ours = dataclasses.replace(adapted, precision=name)
-        chosen = choose_from_texts(ours, cost, part, context.settings.target_speedup / gain, heads)
-        offers.append(InPrecision(ours, engine, gain, chosen))
+        chains = choose_from_texts(ours, cost, part, context.settings.target_speedup / gain, heads)
+        offers.append(InPrecision(ours, engine, gain, chains))
     if len(offers) == 1:
         return offers[0], notes
     expected = [_expect(offer, part) for offer in offers]
-    best = pick_precision(expected, context.settings.target_speedup, context.settings.max_drop)
+    best = pick_offer(expected, context.settings.target_speedup, context.settings.max_drop)
     note = f"precision: {precisions[best]} was taken of {' and '.join(precisions)}, by what was predicted"
     logger.info(note)
     return offers[best], (*notes, note)
@@ -126,15 +126,15 @@ def list_precisions(context: Context) -> tuple[tuple[str, ...], tuple[str, ...]]
     return (fastest_float(native), "int8"), ()
 
 
-def pick_precision(offers: Sequence[Sequence[Expected]], target_speedup: float, max_drop: float | None) -> int:
-    """Index of the precision with the best candidate.
+def pick_offer(offers: Sequence[Sequence[Expected]], target_speedup: float, max_drop: float | None) -> int:
+    """Index of the offer with the best candidate.
 
     With `max_drop` that is the fastest candidate that loses no more; without, the one that loses least among
     those that reach the target, or the fastest where none does. Where no candidate loses as little as
-    `max_drop`, it is the one that loses least. Equals go to the precision that comes first, the more exact one.
+    `max_drop`, it is the one that loses least. Equals go to the offer that comes first.
 
     Args:
-        offers: candidates of each precision.
+        offers: candidates of each precision, the more exact one first, or of each chain of engines.
         target_speedup: times the original.
         max_drop: loss allowed.
     """
@@ -152,9 +152,10 @@ def pick_precision(offers: Sequence[Sequence[Expected]], target_speedup: float, 
 
 def _expect(offer: InPrecision, part: TextPart) -> list[Expected]:
     original_loss = float(np.mean(part.task.differs(part.original_answer, part.truth)))
-    size, cost = offer.context.settings.batch_size, offer.chosen.cost
+    size, cost = offer.context.settings.batch_size, offer.chains[0].cost
     unpruned_s = predict_whole(cost, part.lengths, size) / size
     return [
         Expected(offer.engine_gain * unpruned_s / candidate.seconds, candidate.loss - original_loss)
-        for candidate in offer.chosen.candidates
+        for chosen in offer.chains
+        for candidate in chosen.candidates
     ]
