@@ -20,6 +20,7 @@ def draw_fronts(tasks: Sequence[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     sizes = sorted({row["batch_size"] for row in tasks[0]["rows"]})
     shape = (len(sizes) + 1, len(tasks))
@@ -34,6 +35,9 @@ def draw_fronts(tasks: Sequence[dict[str, Any]], path: Path) -> None:
         axes[-1][column].set_title(f"{task['name']}, front on held-out texts")
     for axis in axes.flat:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}x"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.invert_yaxis()
         axis.axhline(ALLOWED_POINTS, color="grey", linewidth=0.8, linestyle="--")
         axis.grid(alpha=0.3, which="both")
