@@ -1,6 +1,5 @@
 """Ctrl-C that waits for a database."""
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ def heard() -> Iterator[None]:
 
 
 def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)  # to this thread, whatever others the process has
 
 
 def hold(*steps: Callable[[], object]) -> None:
