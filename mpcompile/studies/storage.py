@@ -14,7 +14,7 @@ from mpcompile.errors import SettingError, StudyError
 from mpcompile.interrupts import held_interrupts
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, RDBStorage
 
 _LOCK_S = 60.0
 """Seconds that SQLite waits for another process to finish its write."""
@@ -66,9 +66,22 @@ def _connect(url: str) -> BaseStorage:
     for _ in range(_TRIES):
         # Of processes that come to a new database at once, all but one find the tables made under their hands.
         with contextlib.suppress(DBAPIError):
-            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+            return _serialize(optuna.storages.RDBStorage(url, engine_kwargs=options))
         time.sleep(_PAUSE_S)
-    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    return _serialize(optuna.storages.RDBStorage(url, engine_kwargs=options))
+
+
+def _serialize(storage: RDBStorage) -> RDBStorage:
+    """Lets SQLite take its lock before the first read of a transaction instead of before the first write.
+
+    Optuna reads whether a trial still waits `FOR UPDATE`, which SQLite does not know: two processes both read that
+    it does, and both take it.
+    """
+    from sqlalchemy import event
+
+    if storage.engine.dialect.name == "sqlite":
+        event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return storage
 
 
 @contextlib.contextmanager

@@ -1,13 +1,17 @@
 """Tests of the study: nothing measured is lost or measured twice, and foreign studies are refused."""
 
+import contextlib
 import subprocess
 import sys
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from mpcompile.errors import SettingError, StudyError
@@ -287,6 +291,23 @@ def test_candidate_of_few_rounds_is_not_among_the_best(tmp_path: Path) -> None:
     study.report(trial, 0.5)
     study.stop(trial)
     assert study.best_variants(3) == []
+
+
+def test_candidate_that_two_see_waiting_is_taken_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = [open_study(tmp_path) for _ in range(2)]
+    optuna_study(tmp_path).enqueue_trial(CANDIDATES[0].to_json())
+    both_have_read = threading.Barrier(2)
+    check = BaseStorage.check_trial_is_updatable
+
+    def check_together(self: BaseStorage, trial_id: int, state: TrialState) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_have_read.wait(0.5)
+        check(self, trial_id, state)
+
+    monkeypatch.setattr(BaseStorage, "check_trial_is_updatable", check_together)
+    with ThreadPoolExecutor() as pool:
+        taken = [trial.variant for trial in pool.map(take, studies)]
+    assert len(set(taken)) == 2
 
 
 def test_processes_that_come_to_a_new_storage_at_once_share_it(tmp_path: Path) -> None:
