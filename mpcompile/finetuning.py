@@ -33,27 +33,37 @@ def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> 
         The context with the trained model in place of the captured one, and the trained heads, None without any.
     """
     assert context.encoder is not None
-    options, count = context.settings, len(part.encoded)
-    num_validation = max(1, min(MAX_VALIDATION, round(VALIDATION_SHARE * count)))
-    training, validation = part.take(np.arange(num_validation, count)), part.take(np.arange(num_validation))
+    options = context.settings
+    training, validation = split_validation(part)
     max_seconds = None if options.train_minutes is None else 60.0 * options.train_minutes
     settings = ElasticSettings(max_epochs=options.train_epochs, max_seconds=max_seconds, seed=options.seed)
     prune_layers, _ = keep_schedules(context.captured.num_layers)
     heads = train_first_heads(context, training, exit_layers)
     arguments = (heads, prune_layers, teach(training), teach(validation), context.encoder, context.store)
-    loss, learned = find_loss(context.task), None
+    loss = find_loss(context.task)
     trained: Elastic | Pyramid
     with context.progress.stage("elastic fine-tuning") as stage:
         if options.selection == "threshold":
             stages = ThresholdSettings(soft=_halve(settings), hard=_halve(settings))
             trained = train_thresholds(context.captured, *arguments, stages, loss, stage)
-            learned = trained.token_thresholds
         else:
             trained = train_elastic(context.captured, *arguments, settings, loss, stage)
+    return adopt(context, trained), ElasticHeads(trained.heads) if trained.heads else None
+
+
+def split_validation(part: TextPart) -> tuple[TextPart, TextPart]:
+    """Texts to learn from, and those that decide when to stop."""
+    count = len(part.encoded)
+    num_validation = max(1, min(MAX_VALIDATION, round(VALIDATION_SHARE * count)))
+    return part.take(np.arange(num_validation, count)), part.take(np.arange(num_validation))
+
+
+def adopt(context: Context, trained: Elastic | Pyramid) -> Context:
+    """The context with a trained model in place of the captured one."""
     weights = {name: value.detach().numpy() for name, value in name_weights(trained.captured.graph_module).items()}
     digest = f"{context.digest} {digest_arrays(weights)}"
-    adapted = dataclasses.replace(context, captured=trained.captured, digest=digest, token_thresholds=learned)
-    return adapted, ElasticHeads(trained.heads) if trained.heads else None
+    learned = trained.token_thresholds if isinstance(trained, Pyramid) else None
+    return dataclasses.replace(context, captured=trained.captured, digest=digest, token_thresholds=learned)
 
 
 def _halve(settings: ElasticSettings) -> ElasticSettings:

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from mpcompile.adapt.elastic import ElasticHeads
 from mpcompile.adapt.losses import find_loss
 from mpcompile.adapt.thresholds import Pyramid, ThresholdSettings, train_thresholds
-from mpcompile.adapt.trainer import ElasticSettings, name_weights
+from mpcompile.adapt.trainer import ElasticSettings
 from mpcompile.answer import answer_texts
 from mpcompile.build import build_plans, make_runtime
 from mpcompile.choosing import find_exits, measure_cost_model
@@ -39,7 +39,7 @@ from mpcompile.cost.model import CostModel
 from mpcompile.data import load_examples
 from mpcompile.errors import DataError, MpcompileError
 from mpcompile.features import FeatureCollector, KeepSchedule, keep_schedules
-from mpcompile.finetuning import MAX_VALIDATION, VALIDATION_SHARE, teach, train_first_heads
+from mpcompile.finetuning import adopt, split_validation, teach, train_first_heads
 from mpcompile.measuring import Systems
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.partition import partition
@@ -174,9 +174,7 @@ def prepare(context: Context, texts: TextPart, options: argparse.Namespace) -> E
     num_choosing = max(1, round(CHOOSING_SHARE * len(texts.encoded)))
     choosing = ask_original(context, texts.take(np.arange(num_choosing)), "choosing")
     rest = ask_original(context, texts.take(np.arange(num_choosing, len(texts.encoded))), "training")
-    num_validation = max(1, min(MAX_VALIDATION, round(VALIDATION_SHARE * len(rest.encoded))))
-    validation = rest.take(np.arange(num_validation))
-    training = rest.take(np.arange(num_validation, len(rest.encoded)))
+    training, validation = split_validation(rest)
     prune_layers, _ = keep_schedules(context.captured.num_layers)
     stage_settings = ElasticSettings(
         max_epochs=options.epochs, max_seconds=None if options.minutes is None else 30.0 * options.minutes,
@@ -191,13 +189,9 @@ def prepare(context: Context, texts: TextPart, options: argparse.Namespace) -> E
             context.captured, heads, prune_layers, teach(training), teach(validation), context.encoder, context.store,
             settings, find_loss(context.task), stage,
         )  # fmt: skip
-    weights = {name: value.detach().numpy() for name, value in name_weights(pyramid.captured.graph_module).items()}
-    adapted = dataclasses.replace(
-        context, captured=pyramid.captured, digest=f"{context.digest} {digest_arrays(weights)}"
-    )
     unpruned = build_unpruned(context, context.precision)
     cost = measure_cost_model(context, unpruned, int(np.median(texts.lengths)))
-    return Experiment(context, adapted, pyramid, prune_layers, choosing, cost, unpruned)
+    return Experiment(context, adopt(context, pyramid), pyramid, prune_layers, choosing, cost, unpruned)
 
 
 def choose_systems(experiment: Experiment, max_drop: float) -> tuple[System, ...]:
