@@ -13,6 +13,7 @@ Where layers tell by position how far apart tokens are (MPNet, ModernBERT, DeBER
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -54,7 +55,7 @@ class Segment:
     precision: str = "f32"
     graph_module: GraphModule | None = None
 
-    @property
+    @functools.cached_property
     def prunes_by_threshold(self) -> bool:
         """Whether its text decides how many tokens are kept, and not the host."""
         return any(name.startswith("token_threshold_") for name in self.input_names)
