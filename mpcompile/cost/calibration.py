@@ -238,7 +238,7 @@ class GridBench:
     def measure_reshape(self, runs: int) -> float:
         """Seconds per kernel that a call takes more after one of other sizes; see `Rates.reshape_s`.
 
-        Sizes are as many and as mixed as in service: two that alternate cost half as much.
+        Sizes are many and mixed, as in service.
         """
         extra = []
         for index, segment in enumerate(self.segments):

@@ -69,7 +69,7 @@ class CostModel:
     def predict_call(
         self, is_first: bool, first: int, exit_layer: int, seq_len: int, point: OperatingPoint
     ) -> tuple[float, float]:
-        """Seconds of a call of an engine whatever it holds, after one of other sizes, and for each example in it.
+        """Seconds of a call of an engine whatever it holds, and for each example in it.
 
         They are the straight line through batches of 8 and 16.
 
@@ -81,7 +81,7 @@ class CostModel:
             float(self.predict_segment(is_first, first, exit_layer, n, np.float64(seq_len), point)) for n in (8, 16)
         )
         per_example = max(many - few, 1e-12) / 8
-        return max(few - 8 * per_example, 0.0) + self.predict_reshape(is_first, first, exit_layer, point), per_example
+        return max(few - 8 * per_example, 0.0), per_example
 
     def split_tokens(
         self, exit_layers: tuple[int, ...], seq_len: int, prune_layers: tuple[int, ...] = ()
@@ -97,6 +97,7 @@ class CostModel:
         tokens = []
         for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exit_layers))):
             call_s, example_s = self.predict_call(index == 0, first, exit_layer, seq_len, point)
+            call_s += self.predict_reshape(index == 0, first, exit_layer, point)
             tokens.append(call_s / example_s * seq_len)
         return tuple(tokens)
 

@@ -68,11 +68,10 @@ class Pricer:
             segment = (index == 0, first, exit_layer)
             taken = self.cost.predict_segment(*segment, float(self.batch_size), length, point)
             call_s, _ = self.cost.predict_call(*segment, int(np.median(length)), point)
-            varied_s = self.cost.predict_reshape(*segment, point)
-            elapsed = elapsed + (taken + varied_s - call_s) / self.batch_size
+            elapsed = elapsed + (taken - call_s) / self.batch_size
             length = count_left(point, first, exit_layer, length)
             seconds.append(elapsed)
-            calls.append(call_s)
+            calls.append(call_s + self.cost.predict_reshape(*segment, point))
         return ExitTable(
             np.stack([held_out.entropy[layer] for layer in exits]),
             np.stack(seconds),
