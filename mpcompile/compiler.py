@@ -25,7 +25,7 @@ from mpcompile.errors import SettingError
 from mpcompile.finetuning import finetune
 from mpcompile.front import Choice, MeasuredPoint, choose_point
 from mpcompile.labels import check_labels
-from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_front, measure_pace
+from mpcompile.measuring import Systems, make_workload, measure_chosen, measure_fronts, measure_pace
 from mpcompile.optimized_model import OptimizedModel
 from mpcompile.packing import find_versions, head_weights, pack_model
 from mpcompile.partition import partition
@@ -258,11 +258,11 @@ def _build_best(
     make_systems: Callable[[Runtime], Systems],
 ) -> tuple[_Built, tuple[MeasuredPoint, ...]]:
     """Builds and times every chain, and returns the one with the best point, with its front."""
-    built, fronts = [], []
+    built = []
     for chosen in chains:
         runtime, plans = _build(context, chosen, length)
         built.append(_Built(chosen, make_systems(runtime), plans, length))
-        fronts.append(measure_front(built[-1].systems, chosen, part))
+    fronts = measure_fronts([(its.systems, its.chosen) for its in built], part)
     if len(chains) == 1:
         return built[0], fronts[0]
     offers = [[Expected(row.speedup, row.drop or 0.0) for row in front] for front in fronts]

@@ -135,23 +135,27 @@ def measure_engine_gains(context: Context, unpruned: Mapping[str, Runtime], part
     return [timings["original"].median_s / timings[name].median_s for name in unpruned]
 
 
-def measure_front(systems: Systems, chosen: Chosen, part: TextPart | None) -> tuple[MeasuredPoint, ...]:
-    """Times every candidate, interleaved with the original.
+def measure_fronts(chains: Sequence[tuple[Systems, Chosen]], part: TextPart | None) -> list[tuple[MeasuredPoint, ...]]:
+    """Times every candidate of every chain of engines, interleaved with the original.
 
     Args:
-        systems: what is timed.
-        chosen: candidates.
+        chains: what is timed, on one workload, and the candidates of each.
         part: the texts that they were chosen on, with the original's answers.
     """
-    calls: dict[str, Calls] = {"original": systems.original_calls()}
-    calls.update({str(i): systems.point_calls(c.point) for i, c in enumerate(chosen.candidates)})
-    with systems.context.progress.stage("measure operating points") as stage:
+    first = chains[0][0]
+    calls: dict[str, Calls] = {"original": first.original_calls()}
+    for number, (systems, chosen) in enumerate(chains):
+        calls |= {f"{number} {i}": systems.point_calls(c.point) for i, c in enumerate(chosen.candidates)}
+    with first.context.progress.stage("measure operating points") as stage:
         timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
-    original_s = timings.pop("original").median_s
-    return tuple(
-        _describe(systems, chosen, candidate, timings[str(i)], original_s, part)
-        for i, candidate in enumerate(chosen.candidates)
-    )
+    original_s = timings["original"].median_s
+    return [
+        tuple(
+            _describe(systems, chosen, candidate, timings[f"{number} {i}"], original_s, part)
+            for i, candidate in enumerate(chosen.candidates)
+        )
+        for number, (systems, chosen) in enumerate(chains)
+    ]
 
 
 def measure_chosen(systems: Systems, point: OperatingPoint) -> dict[str, Timing]:

@@ -20,7 +20,7 @@ def pick(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def pick(max_drop: float | None, **fronts: tuple[Any, ...]) -> Any:
         monkeypatch.setattr(compiler, "_build", lambda context, chosen, length: (None, ()))
-        monkeypatch.setattr(compiler, "measure_front", lambda systems, chosen, part: fronts[chosen])
+        monkeypatch.setattr(compiler, "measure_fronts", lambda chains, part: [fronts[chosen] for _, chosen in chains])
         context: Any = SimpleNamespace(settings=Settings(8.0, max_drop=max_drop))
         chains: Any = list(fronts)
         built, front = compiler._build_best(context, chains, 16, None, lambda runtime: None)  # type: ignore[arg-type,return-value]

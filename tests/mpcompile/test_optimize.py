@@ -773,7 +773,7 @@ def test_folder_of_an_unsaved_model_goes_with_it(job: Job, model: PreTrainedMode
 
 @pytest.mark.parametrize(
     "stage",
-    ["capture", "measure_cost_model", "choose_without_texts", "build_plans", "measure_front", "measure_chosen"],
+    ["capture", "measure_cost_model", "choose_without_texts", "build_plans", "measure_fronts", "measure_chosen"],
 )
 def test_interruption_of_a_stage_leaves_nothing(
     job: Job, model: PreTrainedModel, no_leftovers: Path, monkeypatch: pytest.MonkeyPatch, stage: str
