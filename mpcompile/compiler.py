@@ -20,6 +20,7 @@ from mpcompile.certifying import certify_front, check_amount
 from mpcompile.checking import Checked, check_point
 from mpcompile.choosing import Chosen, check_plan, choose_without_texts, find_exits, measure_cost_model
 from mpcompile.context import Context, TextPart, Texts, encode_examples, split_texts
+from mpcompile.cores import count_cores
 from mpcompile.data import Examples, Label, load_examples
 from mpcompile.errors import SettingError
 from mpcompile.finetuning import finetune
@@ -424,9 +425,9 @@ def describe_machine(context: Context) -> dict[str, str]:
 
 def _busy_notes() -> list[str]:
     """Says so when other processes had the machine, too: torch's OpenMP suffers from that far more than OpenVINO."""
-    if not hasattr(os, "getloadavg") or not hasattr(os, "sched_getaffinity"):
+    if not hasattr(os, "getloadavg"):
         return []
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    load, cores = os.getloadavg()[0], count_cores()
     if load <= 1.25 * cores:
         return []
     return [

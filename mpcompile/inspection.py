@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from mpcompile.artifact import REPORT, read_manifest
 from mpcompile.backends import BACKENDS, find_backend
+from mpcompile.cores import count_cores
 from mpcompile.errors import MpcompileError
 from mpcompile.report import Report
 from mpcompile.tables import render
@@ -71,8 +71,7 @@ def examine_machine() -> dict[str, Any]:
             backends[name] = {"precisions": list(backend.precisions()), **backend.fingerprint()}
         except MpcompileError as error:
             backends[name] = {"missing": str(error)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"machine": platform.platform(), "cores": cores, "versions": versions, "backends": backends}
+    return {"machine": platform.platform(), "cores": count_cores(), "versions": versions, "backends": backends}
 
 
 def describe_doctor() -> str:

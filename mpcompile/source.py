@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpcompile.cores import count_cores
 from mpcompile.errors import CaptureError, SettingError
 from mpcompile.sentence import Pooling, is_encoder, pool_mean, read_json_maybe, read_pooling_maybe
 from mpcompile.store import digest_arrays
@@ -84,7 +85,9 @@ class Original:
                 torch.set_num_threads(before)
 
     def find_threads(self, batches: Sequence[dict[str, Any]]) -> int:
-        """CPU threads that it runs fastest on: as many as torch is set to, or one.
+        """CPU threads that it runs fastest on: as many as torch is set to, as there are cores, or one.
+
+        An engine takes all cores whatever OMP_NUM_THREADS says, so that the original may, too.
 
         OpenMP's threads wait for each other spinning: where another process has a core, two of them can be
         many times slower than one, and a baseline that slow would make any result look good.
@@ -94,7 +97,7 @@ class Original:
         def calls(num_threads: int) -> list[Callable[[], object]]:
             return [partial(self.run, batch, num_threads) for batch in batches]
 
-        choices = sorted({1, torch.get_num_threads()})
+        choices = sorted({1, torch.get_num_threads(), count_cores()})
         timings = measure_interleaved({str(n): calls(n) for n in choices}, runs=2)
         return min(choices, key=lambda n: timings[str(n)].median_s)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import mpcompile
+from mpcompile.cores import count_cores
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.runtime import Runner
 from mpcompile.segment import OptimizationProfile
@@ -102,13 +102,12 @@ class Bench:
     def describe_machine(self) -> Machine:
         """What it runs on."""
         backend = self.builder.backend
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return Machine(
             backend=backend.name,
             fingerprint=backend.fingerprint(),
             precisions=backend.precisions(),
             num_threads=backend.count_threads(),
-            num_cores=cores,
+            num_cores=count_cores(),
             version=mpcompile.__version__,
         )
 
