@@ -10,16 +10,19 @@ from mpcompile.errors import BackendError
 from mpcompile.segment import FIRST_INPUTS, Segment
 
 
-def example_inputs(segment: Segment, batch_size: int = 3, seq_len: int = 8) -> dict[str, Tensor]:
+def example_inputs(
+    segment: Segment, batch_size: int = 3, seq_len: int = 8, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Inputs of a segment with every size unlike the others, all tokens real, a token pruned per prune.
 
     Args:
         batch_size: B; one example fewer survives.
         seq_len: S; the survivors are one token shorter.
+        dtype: of the hidden state.
     """
     given: dict[str, Tensor] = {name: torch.ones((batch_size, seq_len), dtype=torch.int64) for name in FIRST_INPUTS[:2]}
     given["token_type_ids"] = torch.zeros((batch_size, seq_len), dtype=torch.int64)
-    given["hidden"] = torch.zeros((batch_size, seq_len, segment.hidden_size))
+    given["hidden"] = torch.zeros((batch_size, seq_len, segment.hidden_size), dtype=dtype)
     given["mask"] = torch.zeros((batch_size, 1, 1, seq_len))
     given["token_positions"] = torch.arange(seq_len).repeat(batch_size, 1)
     survivors, length = batch_size, seq_len
@@ -34,14 +37,18 @@ def example_inputs(segment: Segment, batch_size: int = 3, seq_len: int = 8) -> d
     return {name: given[name] for name in segment.input_names}
 
 
-def export_segment(segment: Segment) -> ExportedProgram:
+def export_segment(segment: Segment, dtype: torch.dtype = torch.float32) -> ExportedProgram:
     """Exports a segment with every size dynamic.
+
+    Args:
+        segment: with its graph.
+        dtype: of the hidden state that it is handed.
 
     Raises:
         BackendError: when torch.export fails.
     """
     assert segment.graph_module is not None
-    inputs = example_inputs(segment, seq_len=8 + len(segment.prune_layers))
+    inputs = example_inputs(segment, seq_len=8 + len(segment.prune_layers), dtype=dtype)
     shapes = {name: dict.fromkeys(_dynamic_dims(name), Dim.DYNAMIC) for name in segment.input_names}
     try:
         return torch.export.export(

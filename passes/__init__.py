@@ -7,11 +7,13 @@ from passes.canonicalize import Canonicalize
 from passes.encoder import EncoderLayer, find_layers
 from passes.fuse_attention import FuseAttention
 from passes.insert_exit import ExitHead, InsertExit, TruncateAfterExit, find_exits
+from passes.lower_precision import LowerPrecision
 from passes.pass_base import Pass, PassError, run_passes
 from passes.pool_tokens import PoolTokens
 from passes.prune_by_threshold import PruneByThreshold
 from passes.prune_tokens import PruneTokens
 from passes.soften_tokens import SoftenTokens
+from passes.spell_out_attention import SpellOutAttention
 from passes.split_segments import split_segments
 from passes.tap_features import TapFeatures
 from passes.verify import verify
@@ -22,12 +24,14 @@ __all__ = [
     "ExitHead",
     "FuseAttention",
     "InsertExit",
+    "LowerPrecision",
     "Pass",
     "PassError",
     "PoolTokens",
     "PruneByThreshold",
     "PruneTokens",
     "SoftenTokens",
+    "SpellOutAttention",
     "TapFeatures",
     "TruncateAfterExit",
     "find_exits",

@@ -97,13 +97,18 @@ class EncoderLayer:
 
     @property
     def scale(self) -> float:
-        """What its attention multiplies scores by; 1 / sqrt(head size) unless the graph says otherwise."""
-        given = self.attention.kwargs.get("scale")
-        if given is not None:
-            return float(given)  # type: ignore[arg-type]
-        query = self.attention.args[0]
-        assert isinstance(query, Node)
-        return 1.0 / math.sqrt(int(query.meta["val"].shape[-1]))
+        """What its attention multiplies scores by."""
+        return find_scale(self.attention)
+
+
+def find_scale(attention: Node) -> float:
+    """What an attention node multiplies scores by; 1 / sqrt(head size) unless the graph says otherwise."""
+    given = attention.kwargs.get("scale")
+    if given is not None:
+        return float(given)  # type: ignore[arg-type]
+    query = attention.args[0]
+    assert isinstance(query, Node)
+    return 1.0 / math.sqrt(int(query.meta["val"].shape[-1]))
 
 
 def find_layers(gm: GraphModule) -> tuple[EncoderLayer, ...]:

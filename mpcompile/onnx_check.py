@@ -1,0 +1,112 @@
+"""Whether ONNX segments answer as their graphs do: ONNX Runtime on the CPU against torch, over a profile's corners."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from mpcompile.errors import BackendError
+from mpcompile.lowering import lower
+from mpcompile.onnx_segments import name_output
+from mpcompile.segment import OptimizationProfile, Segment
+
+TOLERANCES = {"f32": 1e-4, "f16": 2e-2}
+"""Largest difference of an output: a hidden state is of the order of 1, and f16 has 11 bits in every product."""
+
+
+class OnnxEngine:
+    """Runs an ONNX segment on the CPU. Slow in f16, which ONNX Runtime mostly computes in f32."""
+
+    def __init__(self, segment: Segment, model: bytes) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendError("onnxruntime is not installed; pip install 'mpcompile[onnx]'") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._names = segment.output_names
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        values = self._session.run([name_output(name) for name in self._names], dict(inputs))
+        return dict(zip(self._names, values, strict=True))
+
+
+def check_onnx(segment: Segment, model: bytes, profile: OptimizationProfile, vocab_size: int, seed: int = 0) -> float:
+    """Compares outputs at every corner of a profile and returns the largest difference.
+
+    In f16 nothing is pruned for it: two tokens that matter alike may be ranked either way.
+
+    Args:
+        segment: in f32 or f16; ONNX Runtime has too few kernels for bf16.
+        model: its ONNX model.
+        profile: whose corners are tried.
+        vocab_size: token ids are drawn below it.
+        seed: of the inputs.
+
+    Raises:
+        BackendError: when an output differs by more than `TOLERANCES`, or the precision cannot be checked.
+    """
+    if segment.precision not in TOLERANCES:
+        raise BackendError(f"segment {segment.index} in {segment.precision}: ONNX Runtime checks {tuple(TOLERANCES)}")
+    engine, lowered = OnnxEngine(segment, model), lower(segment)
+    assert lowered.graph_module is not None
+    rng, worst = np.random.default_rng(seed), 0.0
+    for inputs in corner_inputs(segment, profile, vocab_size, rng):
+        found = engine(inputs)
+        with torch.no_grad():
+            expected = lowered.graph_module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        for name, value in found.items():
+            difference = float(np.abs(value.astype(np.float64) - expected[name].double().numpy()).max())
+            worst = max(worst, difference)
+            if not difference <= TOLERANCES[segment.precision]:
+                sizes = {key: array.shape for key, array in inputs.items()}
+                raise BackendError(
+                    f"segment {segment.index} in {segment.precision}: {name} of the ONNX model differs from the graph "
+                    f"by {difference:.2g} at {sizes}; at most {TOLERANCES[segment.precision]} is expected. This is a "
+                    "bug of mpcompile or of torch.onnx: please report it"
+                )
+    return worst
+
+
+def corner_inputs(
+    segment: Segment, profile: OptimizationProfile, vocab_size: int, rng: np.random.Generator
+) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs at the smallest and largest sizes: survivors, tokens, tokens kept.
+
+    One example more than survive was in the buffers, and one token more than the longest survivor has.
+    """
+    batch_sizes, lengths = ({sizes.min, sizes.max} for sizes in (profile.batch_size, profile.seq_len))
+    shares = (0.0, 0.5, 1.0) if segment.precision == "f32" and segment.prune_layers else (1.0,)
+    for survivors, longest, share in itertools.product(sorted(batch_sizes), sorted(lengths), shares):
+        yield draw_inputs(segment, survivors, longest, share, vocab_size, rng)
+
+
+def draw_inputs(
+    segment: Segment, survivors: int, longest: int, keep_ratio: float, vocab_size: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Random inputs of a segment: texts of all lengths up to the longest, padded on the right."""
+    enters = "rows" in segment.input_names
+    batch_size, seq_len = survivors + enters, longest + enters
+    length = rng.integers(1, longest + 1, batch_size)
+    length[0] = longest
+    real = np.arange(seq_len) < length[:, None]
+    dtype = np.float16 if segment.precision == "f16" else np.float32
+    given = {
+        "input_ids": rng.integers(0, vocab_size, (batch_size, seq_len)),
+        "attention_mask": real.astype(np.int64),
+        "token_type_ids": np.zeros((batch_size, seq_len), np.int64),
+        "hidden": rng.standard_normal((batch_size, seq_len, segment.hidden_size)).astype(dtype),
+        "mask": np.where(real, 0.0, -1e4).astype(np.float32)[:, None, None, :],
+        "token_positions": np.tile(np.arange(seq_len), (batch_size, 1)),
+        "rows": np.arange(survivors)[::-1].copy(),
+        "positions": np.arange(longest),
+    }
+    left = length[given["rows"]] if enters else length
+    for layer in segment.prune_layers:
+        left = np.maximum(np.ceil(keep_ratio * left).astype(np.int64), 1)
+        given[f"num_kept_{layer}"], given[f"slots_{layer}"] = left, np.arange(int(left.max()))
+    return {name: given[name] for name in segment.input_names}

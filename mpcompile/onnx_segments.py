@@ -1,0 +1,122 @@
+"""Segments as ONNX: named sizes, casts in the graph, nothing in it that depends on data.
+
+What a segment hands on is called `next_hidden`, `next_mask` and `next_token_positions` here: in ONNX an output
+may not have the name of an input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpcompile.errors import BackendError
+from mpcompile.export import export_segment
+from mpcompile.lowering import DTYPES, lower
+from mpcompile.segment import CARRIED, FIRST_INPUTS, Segment
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18
+"""Of ONNX; the parser of TensorRT 10.3, JetPack 6's, reads up to 20 (its operators.md)."""
+NEXT = "next_"
+"""Before the names of what a segment hands on."""
+
+
+def export_onnx(segment: Segment) -> bytes:
+    """A segment in its precision as a serialised ONNX model; every size is dynamic and has a name.
+
+    Sizes: `batch` and `seq_len` of what the segment before hands on, `rows` survivors, `positions` tokens of the
+    longest, `kept_N` tokens kept in layer N.
+
+    Raises:
+        BackendError: when onnx is not installed, the precision is not a float's, tokens are pruned by a threshold (what
+            is kept then depends on data), or the exporter fails.
+    """
+    if segment.precision not in DTYPES:
+        raise BackendError(
+            f"segment {segment.index} in {segment.precision}: expected {', '.join(DTYPES)} to write it as ONNX"
+        )
+    if segment.prunes_by_threshold:
+        raise BackendError(
+            f"segment {segment.index} prunes by threshold: how many tokens are kept depends on them, which an engine "
+            "would stop for; use selection='top'"
+        )
+    program = export_segment(lower(segment, spells_out_attention=True), DTYPES[segment.precision])
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(segment.input_names),
+                output_names=[name_output(name) for name in segment.output_names],
+                optimize=True,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise BackendError("onnx and onnxscript are not installed; pip install 'mpcompile[onnx]'") from error
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise BackendError(f"segment {segment.index}: torch.onnx failed: {error}") from error
+    assert exported is not None
+    model: onnx.ModelProto = exported.model_proto
+    _name_sizes(model, segment)
+    _strip(model)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
+def name_output(name: str) -> str:
+    """What an output of a segment is called in its ONNX model."""
+    return NEXT + name if name in CARRIED else name
+
+
+def size_names(name: str) -> dict[int, str]:
+    """Names of the dynamic sizes of a segment's input, by dimension."""
+    if name == "mask":
+        return {0: "batch", 3: "seq_len"}
+    if name in ("hidden", "token_positions", *FIRST_INPUTS):
+        return {0: "batch", 1: "seq_len"}
+    if name.startswith("slots_"):
+        return {0: f"kept_{name.removeprefix('slots_')}"}
+    return {0: "positions" if name == "positions" else "rows"}
+
+
+def _name_sizes(model: onnx.ModelProto, segment: Segment) -> None:
+    """Gives sizes their names in place of the exporter's."""
+    names: dict[str, str] = {}
+    for value in model.graph.input:
+        for dim, size in size_names(value.name).items():
+            if segment.index == 0 and size == "rows":
+                size = "batch"  # nobody left before the first segment
+            names.setdefault(value.type.tensor_type.shape.dim[dim].dim_param, size)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = names.get(dimension.dim_param, dimension.dim_param)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drops what the exporter notes about where a node came from: paths of this machine, larger than a small model."""
+    for item in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's word on libraries that nobody needs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
