@@ -1,0 +1,1 @@
+"""The TensorRT backend: one engine per segment, on NVIDIA GPUs and Jetson."""

@@ -1,0 +1,85 @@
+"""Optimization profiles: the sizes that an engine is built for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpcompile.operating_point import MIN_KEPT, OperatingPoint, count_kept
+from mpcompile.segment import OptimizationProfile, Range, Segment
+
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""The smallest, best and largest shape of each input."""
+
+WIDE = 8
+"""A batch range this many times its smallest gets a second profile: one that spans all costs speed (TensorRT issues
+1166 and 3364), and switching between profiles is a context of its own here."""
+
+
+def split_profile(profile: OptimizationProfile) -> tuple[OptimizationProfile, ...]:
+    """One profile, or two where the batch range is wide: single requests first."""
+    batch = profile.batch_size
+    if batch.max < WIDE * batch.min:
+        return (profile,)
+    single = Range(batch.min, batch.min, 2 * batch.min)
+    return (dataclasses.replace(profile, batch_size=single), profile)
+
+
+def shrink_profiles(
+    profile: OptimizationProfile, segments: Sequence[Segment], points: Sequence[OperatingPoint]
+) -> tuple[OptimizationProfile, ...]:
+    """A profile for each segment of a chain: tokens get fewer from prune to prune.
+
+    Args:
+        profile: of what enters the first.
+        segments: the chain.
+        points: all that the engines are to run; the first is the one to be fastest at.
+    """
+    profiles, lengths = [], [profile.seq_len] * len(points)
+    for segment in segments:
+        longest = max(length.max for length in lengths)
+        shortest = min(length.min for length in lengths)
+        seq_len = Range(shortest, lengths[0].opt, longest)
+        profiles.append(dataclasses.replace(profile, seq_len=seq_len))
+        for layer in segment.prune_layers:
+            lengths = [_keep(length, point.keep_ratio_at(layer)) for length, point in zip(lengths, points, strict=True)]
+    return tuple(profiles)
+
+
+def find_shapes(segment: Segment, profile: OptimizationProfile) -> Shapes:
+    """Shapes of a segment's inputs.
+
+    What was in the buffers before survivors were gathered is in the same range as they are. A prune inside the
+    segment may keep everything, or as little as any prune does.
+    """
+    batch = _ends(profile.batch_size)
+    length = _ends(profile.seq_len)
+    shapes: Shapes = {}
+    for name in segment.input_names:
+        low, best, high = (_shape(name, b, s, segment.hidden_size) for b, s in zip(batch, length, strict=True))
+        if name.startswith("slots_"):
+            low = (min(MIN_KEPT, *low),)
+        shapes[name] = (low, best, high)
+    return shapes
+
+
+def _shape(name: str, batch_size: int, seq_len: int, hidden_size: int) -> tuple[int, ...]:
+    if name == "hidden":
+        return batch_size, seq_len, hidden_size
+    if name == "mask":
+        return batch_size, 1, 1, seq_len
+    if name == "positions" or name.startswith("slots_"):
+        return (seq_len,)
+    if name == "rows" or name.startswith("num_kept_"):
+        return (batch_size,)
+    return batch_size, seq_len
+
+
+def _ends(sizes: Range) -> tuple[int, int, int]:
+    return sizes.min, sizes.opt, sizes.max
+
+
+def _keep(length: Range, keep_ratio: float) -> Range:
+    return Range(*(int(count_kept(keep_ratio, np.float64(size))) for size in _ends(length)))
