@@ -104,7 +104,7 @@ class Manifest:
             split_tokens=tuple(values["split_tokens"]),
             has_tokenizer=values["has_tokenizer"],
             config=BuildConfig(**values.get("config", {})),
-            profile=_read_profile(values.get("profile")),
+            profile=read_profile(values.get("profile")),
         )
 
 
@@ -113,7 +113,8 @@ def _read_segment(values: Mapping[str, Any]) -> Segment:
     return Segment(**fields)
 
 
-def _read_profile(values: Mapping[str, Mapping[str, int]] | None) -> OptimizationProfile | None:
+def read_profile(values: Mapping[str, Mapping[str, int]] | None) -> OptimizationProfile | None:
+    """A profile from its JSON values."""
     return None if values is None else OptimizationProfile(**{name: Range(**sizes) for name, sizes in values.items()})
 
 

@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mpcompile.commands import bench, calibrate, doctor, inspect, optimize, plan, predict, report, tune
+from mpcompile.commands import bench, build, calibrate, doctor, export, inspect, optimize, plan, predict, report, tune
 from mpcompile.errors import MpcompileError
 
-COMMANDS = (optimize, tune, predict, bench, inspect, report, plan, calibrate, doctor)
+COMMANDS = (optimize, tune, predict, bench, inspect, report, plan, calibrate, export, build, doctor)
 """In the order of the help."""
 
 

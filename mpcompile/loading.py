@@ -99,6 +99,8 @@ def _plans(
     path: Path, manifest: Manifest, backend: Backend, config: BuildConfig, store: Store
 ) -> tuple[Sequence[Segment], Sequence[bytes], tuple[str, ...]]:
     here = backend.fingerprint()
+    if manifest.backend == "tensorrt":
+        return manifest.segments, _bundled_plans(path, manifest, here), ()
     changed = [key for key in here if here[key] != manifest.fingerprint.get(key)]
     needs_graph = manifest.backend == "eager"
     stored = [plan_path(path, segment.index).read_bytes() for segment in manifest.segments]
@@ -120,6 +122,17 @@ def _plans(
     profile = manifest.profile or default_profile(manifest.signature.max_length)
     digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
     return segments, build_plans(backend, segments, profile, config, store, digest), (note,)
+
+
+def _bundled_plans(path: Path, manifest: Manifest, here: dict[str, str]) -> Sequence[bytes]:
+    """Engines of a bundle, which are built where they run."""
+    if not manifest.fingerprint:
+        raise ArtifactError(f"{path}: a bundle without engines; build them here: mpcompile build {path}")
+    changed = [key for key in here if key in manifest.fingerprint and here[key] != manifest.fingerprint[key]]
+    if changed:
+        stale = _describe(changed, manifest.fingerprint, here)
+        raise ArtifactError(f"{path}: its engines are stale ({stale}); build them again: mpcompile build {path}")
+    return [plan_path(path, segment.index).read_bytes() for segment in manifest.segments]
 
 
 def _describe(changed: Sequence[str], before: dict[str, str], now: dict[str, str]) -> str:

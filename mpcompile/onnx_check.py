@@ -10,7 +10,7 @@ import torch
 
 from mpcompile.errors import BackendError
 from mpcompile.lowering import lower
-from mpcompile.onnx_segments import name_output
+from mpcompile.onnx_names import name_output
 from mpcompile.segment import OptimizationProfile, Segment
 
 TOLERANCES = {"f32": 1e-4, "f16": 2e-2}

@@ -1,8 +1,4 @@
-"""Segments as ONNX: named sizes, casts in the graph, nothing in it that depends on data.
-
-What a segment hands on is called `next_hidden`, `next_mask` and `next_token_positions` here: in ONNX an output
-may not have the name of an input.
-"""
+"""Segments as ONNX: named sizes, casts in the graph, nothing in it that depends on data."""
 
 from __future__ import annotations
 
@@ -17,15 +13,14 @@ import torch
 from mpcompile.errors import BackendError
 from mpcompile.export import export_segment
 from mpcompile.lowering import DTYPES, lower
-from mpcompile.segment import CARRIED, FIRST_INPUTS, Segment
+from mpcompile.onnx_names import name_output
+from mpcompile.segment import FIRST_INPUTS, Segment
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 18
 """Of ONNX; the parser of TensorRT 10.3, JetPack 6's, reads up to 20 (its operators.md)."""
-NEXT = "next_"
-"""Before the names of what a segment hands on."""
 
 
 def export_onnx(segment: Segment) -> bytes:
@@ -69,11 +64,6 @@ def export_onnx(segment: Segment) -> bytes:
     _strip(model)
     serialised: bytes = model.SerializeToString()
     return serialised
-
-
-def name_output(name: str) -> str:
-    """What an output of a segment is called in its ONNX model."""
-    return NEXT + name if name in CARRIED else name
 
 
 def size_names(name: str) -> dict[int, str]:

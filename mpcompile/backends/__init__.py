@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpcompile.errors import BackendError
 from mpcompile.segment import Backend
 
-BACKENDS = ("openvino", "eager")
+BACKENDS = ("openvino", "eager", "tensorrt")
 
 
 def find_backend(name: str, device: str = "auto") -> Backend:
@@ -28,4 +28,8 @@ def find_backend(name: str, device: str = "auto") -> Backend:
         from mpcompile.backends.eager import EagerBackend
 
         return EagerBackend()
+    if name == "tensorrt":
+        from mpcompile.backends.tensorrt import TensorRtBackend
+
+        return TensorRtBackend()
     raise BackendError(f"backend {name!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")

@@ -10,22 +10,19 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mpcompile.errors import BackendError
 
-logger = logging.getLogger(__name__)
-
 NAMES = (
-    "Builder", "BuilderConfig", "ExecutionContext", "ICudaEngine", "ILogger", "Logger", "MemoryPoolType",
-    "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity", "Runtime", "STRONGLY_TYPED", "WORKSPACE",
-    "add_optimization_profile", "build_serialized_network", "create_builder_config", "create_execution_context",
-    "create_network", "create_optimization_profile", "create_timing_cache", "deserialize_cuda_engine",
-    "execute_async_v3", "get_error", "get_input", "get_tensor_profile_shape", "get_tensor_shape",
-    "get_timing_cache", "max_aux_streams", "num_errors", "num_inputs", "num_optimization_profiles", "parse",
+    "Builder", "ILogger", "Logger", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser",
+    "ProfilingVerbosity", "Runtime", "STRONGLY_TYPED", "WORKSPACE", "add_optimization_profile",
+    "build_serialized_network", "create_builder_config", "create_execution_context", "create_network",
+    "create_optimization_profile", "create_timing_cache", "deserialize_cuda_engine", "execute_async_v3", "get_error",
+    "get_input", "get_tensor_name", "get_tensor_profile_shape", "get_tensor_shape", "get_timing_cache",
+    "max_aux_streams", "num_errors", "num_inputs", "num_io_tensors", "num_optimization_profiles", "parse",
     "profiling_verbosity", "set_input_shape", "set_memory_pool_limit", "set_optimization_profile_async", "set_shape",
     "set_tensor_address", "set_timing_cache",
 )  # fmt: skip
