@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= build/demo
 
-.PHONY: demo test lint browser bench-smoke clean
+.PHONY: demo test lint browser bench-smoke gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py --work $(DEMO_DIR)
@@ -29,6 +29,10 @@ bench-smoke: $(VENV)/.bench
 	$(BIN)/python bench/bench_cpu.py --smoke
 	$(BIN)/python bench/bench_cost.py --smoke
 	$(BIN)/python bench/bench_tune.py --smoke
+
+# On a machine with a GPU, with the Python that has torch with CUDA: make gpu-check BIN=$$(dirname $$(which python)).
+gpu-check:
+	$(BIN)/python bench/gpu_check.py
 
 # One stamp per set of extras; a change of the project's files installs again.
 $(VENV)/.demo: EXTRAS := demo

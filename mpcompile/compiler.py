@@ -109,7 +109,7 @@ def optimize(
         adapt: "frozen" trains exit heads, "finetune" trains a copy of the model with them (slow; three fifths of
             the texts go into it), "none" trains nothing.
         batch_size: examples that run together in the timed workload; lengths come from the texts.
-        device: "auto" or "cpu".
+        device: "auto", "cpu", or "cuda" for the backends that run on a GPU.
         backend: "auto", "openvino" or "eager".
         precision: "auto", "f32", "bf16", or
             "int8", which is calibrated on the texts and needs nncf. "auto" takes int8 into account where both are

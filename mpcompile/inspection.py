@@ -64,7 +64,7 @@ def examine_machine() -> dict[str, Any]:
     backends: dict[str, Any] = {}
     for name in BACKENDS:
         try:
-            if name == "eager" and importlib.util.find_spec("torch") is None:
+            if name in ("eager", "inductor") and importlib.util.find_spec("torch") is None:
                 backends[name] = {"missing": "torch is not installed; pip install mpcompile[build]"}
                 continue
             backend = find_backend(name)

@@ -102,14 +102,16 @@ def _plans(
     if manifest.backend == "tensorrt":
         return manifest.segments, _bundled_plans(path, manifest, here), ()
     changed = [key for key in here if here[key] != manifest.fingerprint.get(key)]
-    needs_graph = manifest.backend == "eager"
+    needs_graph = manifest.backend in ("eager", "inductor")
     stored = [plan_path(path, segment.index).read_bytes() for segment in manifest.segments]
     if not changed and not needs_graph:
         return manifest.segments, stored, ()
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
         reason = f"engines are stale ({_describe(changed, manifest.fingerprint, here)})"
         if needs_graph:
-            raise ArtifactError(f"{path}: the eager backend needs torch and transformers; pip install mpcompile[build]")
+            raise ArtifactError(
+                f"{path}: the {manifest.backend} backend needs torch and transformers; pip install mpcompile[build]"
+            )
         note = f"{reason}; used as they are, because torch and transformers, which rebuild them, are not installed"
         return manifest.segments, stored, (note,)
     if manifest.segments[0].precision == "int8":

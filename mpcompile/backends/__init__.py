@@ -5,21 +5,26 @@ from __future__ import annotations
 from mpcompile.errors import BackendError
 from mpcompile.segment import Backend
 
-BACKENDS = ("openvino", "eager", "tensorrt")
+BACKENDS = ("openvino", "eager", "inductor", "tensorrt")
+DEVICES = ("auto", "cpu", "cuda")
+_ON_CPU, _ON_GPU = ("auto", "openvino", "eager"), ("tensorrt",)
 
 
 def find_backend(name: str, device: str = "auto") -> Backend:
-    """The backend of a name; "auto" is the fastest one for the device.
+    """The backend of a name; "auto" is OpenVINO, the fastest one on a CPU.
 
     Args:
         name: "auto" or one of `BACKENDS`.
-        device: "auto" or "cpu".
+        device: one of `DEVICES`. "auto" is where the backend runs; "inductor" takes the GPU where there is one.
 
     Raises:
         BackendError: when there is no such backend or device, or its library is missing.
     """
-    if device not in ("auto", "cpu"):
-        raise BackendError(f"device {device!r}: this version runs on 'cpu' ('auto' picks it)")
+    if device not in DEVICES:
+        raise BackendError(f"device {device!r}: expected {', '.join(map(repr, DEVICES))}")
+    if (device == "cuda" and name in _ON_CPU) or (device == "cpu" and name in _ON_GPU):
+        where, others = ("the CPU", "'tensorrt' or 'inductor'") if name in _ON_CPU else ("a GPU", "'openvino'")
+        raise BackendError(f"device {device!r}: backend {name!r} runs on {where}; pass backend={others}")
     if name in ("auto", "openvino"):
         from mpcompile.backends.openvino import OpenVinoBackend
 
@@ -28,6 +33,10 @@ def find_backend(name: str, device: str = "auto") -> Backend:
         from mpcompile.backends.eager import EagerBackend
 
         return EagerBackend()
+    if name == "inductor":
+        from mpcompile.backends.inductor import InductorBackend
+
+        return InductorBackend(device)
     if name == "tensorrt":
         from mpcompile.backends.tensorrt import TensorRtBackend
 

@@ -271,7 +271,7 @@ def test_doctor_prints_one_json_object(capsys: Captured) -> None:
     status, out, _ = run(capsys, "doctor", "--json")
     values = json.loads(out)
     assert status == 0
-    assert set(values["backends"]) == {"openvino", "eager"}
+    assert set(values["backends"]) == {"openvino", "eager", "inductor", "tensorrt"}
     assert values["cores"] >= 1
 
 

@@ -1,72 +1,69 @@
-"""Ctrl-C that waits for a database."""
+"""Ctrl-C that waits for a database. In processes of their own: a test process may ignore it, or die of it."""
 
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from mpcompile.interrupts import held_interrupts
 
-
-@pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Python's own handler, also where CI was put in the background and ignores Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)  # to this thread, whatever others the process has
-
-
-def hold(*steps: Callable[[], object]) -> None:
-    """Steps of one block."""
-    with held_interrupts():
-        for step in steps:
-            step()
-
-
-def test_interrupt_waits_for_the_end_of_the_block() -> None:
-    done: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        hold(interrupt, lambda: done.append("the block"))
-    assert done == ["the block"]
-
-
-def test_interrupt_waits_for_the_outermost_block() -> None:
-    done: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        hold(lambda: hold(interrupt), lambda: done.append("after the inner block"))
-    assert done == ["after the inner block"]
-
-
-def test_second_interrupt_does_not_wait() -> None:
-    done: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        hold(interrupt, interrupt, lambda: done.append("too late"))
-    assert done == []
+ROOT = Path(__file__).resolve().parents[2]
+PREAMBLE = """
+import signal
+from mpcompile.interrupts import held_interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)  # CI that was put in the background ignores it
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+try:
+"""
+END = """
+except KeyboardInterrupt as caught:
+    print("interrupted", type(caught.__context__).__name__)
+"""
+CASES = {
+    "it waits for the end of the block": (
+        ["with held_interrupts():", "    interrupt(); print('the block')"],
+        ["the block", "interrupted NoneType"],
+    ),
+    "it waits for the outermost block": (
+        ["with held_interrupts():", "    with held_interrupts(): interrupt()", "    print('after the inner block')"],
+        ["after the inner block", "interrupted NoneType"],
+    ),
+    "a second one does not wait": (
+        ["with held_interrupts():", "    interrupt(); interrupt(); print('too late')"],
+        ["interrupted KeyboardInterrupt"],
+    ),
+    "an error of the block is not lost": (
+        ["with held_interrupts():", "    interrupt(); raise OSError('disk')"],
+        ["interrupted OSError"],
+    ),
+    "the handler is as it was": (
+        ["with held_interrupts(): pass", "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"],
+        ["True"],
+    ),
+}
 
 
-def test_handler_is_as_it_was() -> None:
-    with held_interrupts():
-        pass
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_error_of_the_block_is_not_lost() -> None:
-    def fail() -> None:
-        raise OSError("disk")
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        hold(interrupt, fail)
-    assert isinstance(caught.value.__context__, OSError)
+@pytest.mark.parametrize("name", CASES)
+def test_interrupt_is_held(name: str) -> None:
+    lines, expected = CASES[name]
+    program = PREAMBLE + "\n".join(f"    {line}" for line in lines) + END
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (0, expected), done.stderr
 
 
 def test_other_threads_have_nothing_to_hold() -> None:
     entered: list[bool] = []
-    thread = threading.Thread(target=hold, args=(lambda: entered.append(True),))
+
+    def hold() -> None:
+        before = signal.getsignal(signal.SIGINT)
+        with held_interrupts():
+            entered.append(signal.getsignal(signal.SIGINT) is before)
+
+    thread = threading.Thread(target=hold)
     thread.start()
     thread.join()
     assert entered == [True]

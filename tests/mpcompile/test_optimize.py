@@ -425,7 +425,7 @@ def test_bad_target_is_refused_before_the_model_is_looked_at(target: Any) -> Non
     ("options", "message"),
     [
         ({"backend": "tensorflow"}, "backend 'tensorflow': expected 'auto' or one of 'openvino', 'eager'"),
-        ({"device": "tpu"}, "device 'tpu': this version runs on 'cpu'"),
+        ({"device": "tpu"}, "device 'tpu': expected 'auto', 'cpu', 'cuda'"),
     ],
     ids=str,
 )

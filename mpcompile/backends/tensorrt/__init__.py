@@ -23,8 +23,8 @@ class TensorRtBackend:
     name = "tensorrt"
 
     def __init__(self) -> None:
+        self._device = Cuda()  # first: without a GPU, there is no need to load the library
         self._found = load_tensorrt()
-        self._device = Cuda()
         logger = self._found.module.Logger(self._found.module.Logger.WARNING)
         self._runtime = self._found.module.Runtime(logger)
 
