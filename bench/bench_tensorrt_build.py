@@ -68,7 +68,8 @@ def measure(name: str, segment: Segment, targets: tuple[str, ...]) -> dict[str, 
     facts = build_engine(model, [find_shapes(segment, PROFILE)], BuilderOptions(targets), name=name).facts
     return {
         "name": name, "precision": segment.precision, "targets": targets, "prunes": segment.prune_layers,
-        "has_embeddings": segment.index == 0, "fused_attentions": facts.num_fused_attentions, "kernels": len(facts.kernels),
+        "has_embeddings": segment.index == 0, "fused_attentions": facts.num_fused_attentions,
+        "kernels": len(facts.kernels),
         "scratch_mib": None if facts.scratch_bytes is None else facts.scratch_bytes / 2**20,
         "plan_mib": facts.plan_bytes / 2**20, "onnx_mib": len(model) / 2**20, "export_s": export_s,
         "build_s": facts.build_s,
@@ -79,8 +80,9 @@ def format_table(result: dict[str, Any]) -> str:
     """The rows as Markdown."""
     lines = [
         "# TensorRT-RTX engines of a BERT-base, built without a GPU", "",
-        f"{result['date']}, {result['tensorrt']}, {result['cpu']}, {result['cores']} cores. Batches of 1 to 64, lengths "
-        f"of 8 to 512; exits after layers {result['exits']}, prunes in {result['prunes']}. Nothing was run.", "",
+        f"{result['date']}, {result['tensorrt']}, {result['cpu']}, {result['cores']} cores. Batches of 1 to 64, "
+        f"lengths of 8 to 512; exits after layers {result['exits']}, prunes in {result['prunes']}. Nothing was run.",
+        "",
         "| engine | precision | targets | fused attentions | kernels | scratch MiB | plan MiB | export s | build s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
