@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mpcompile.segment import Range
 from mpcompile.store import Store
 from tests.models import NUM_LABELS
 
+ROOT = Path(__file__).resolve().parents[2]
 HERE = (sys.platform, platform.machine())
 needs_rtx = pytest.mark.skipif(HERE != ("linux", "x86_64"), reason="the registry has TensorRT-RTX for x86 Linux")
 AHEAD = BuilderOptions(("SM86", "SM89"))
@@ -86,9 +88,17 @@ def test_report_says_where_its_numbers_are_from(exported: Path) -> None:
 
 
 @needs_rtx
-def test_engines_are_built_ahead_of_time(bundle: Path, tmp_path: Path) -> None:
-    facts = build_bundle(bundle, AHEAD, Store(tmp_path / "cache"))
-    assert len(facts) == 2 and all(engine.plan_bytes > 0 for engine in facts)
+def test_engines_are_built_ahead_of_time_without_torch(bundle: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from mpcompile.cli import main\n"
+        "assert main(['build', sys.argv[1], '--targets', 'SM86', 'SM89', '--cache-dir', sys.argv[2], '--json']) == 0\n"
+        "assert not {'torch', 'transformers', 'onnx', 'passes'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(bundle), str(tmp_path / "cache")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    assert len(facts) == 2 and all(engine["plan_bytes"] > 0 for engine in facts)
     manifest = read_manifest(bundle)
     assert manifest.fingerprint["targets"] == "SM86 SM89" and (bundle / "engines" / "1.plan").stat().st_size > 0
 
