@@ -1,5 +1,7 @@
 """Tests of the inductor backend on the CPU: the same answers, and no compilation for another size."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,7 @@ def inputs(lengths: list[int]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in random_batch(family_model("bert"), lengths).items()}
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on a CPU, and there is no compiler")
 def test_chain_answers_as_the_eager_one_and_hardly_ever_compiles(
     segments: tuple[Segment, ...], runtime: Runtime
 ) -> None:
