@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mpcompile.errors import BackendError
-from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment
+from mpcompile.backends.graph import GraphBackend
+from mpcompile.segment import Engine, Segment
 
 
 class EagerEngine:
@@ -27,8 +27,8 @@ class EagerEngine:
         return {name: value.numpy() for name, value in outputs.items()}
 
 
-class EagerBackend:
-    """Builds nothing: a plan is empty and an engine needs the segment's graph module."""
+class EagerBackend(GraphBackend):
+    """Runs graphs as they are."""
 
     name = "eager"
 
@@ -38,21 +38,8 @@ class EagerBackend:
     def precisions(self) -> tuple[str, ...]:
         return ("f32",)
 
-    def count_threads(self) -> int:
-        return torch.get_num_threads()
-
     def unsupported_reason(self, segment: Segment) -> str | None:
         return None if segment.precision == "f32" else f"eager runs in f32, not {segment.precision}"
 
-    def build(
-        self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
-    ) -> bytes:
-        return b""
-
-    def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
-        if segment.graph_module is None:
-            raise BackendError(f"segment {segment.index}: the eager backend runs a graph and none was given")
+    def make_engine(self, segment: Segment) -> Engine:
         return EagerEngine(segment)
-
-    def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
-        return tuple(self.load(plan, segment, config) for _ in range(config.num_streams))

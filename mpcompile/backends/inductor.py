@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.fx.experimental._config as fx_config
 
+from mpcompile.backends.graph import GraphBackend
 from mpcompile.errors import BackendError
 from mpcompile.lowering import lower
-from mpcompile.segment import CARRIED, BuildConfig, Engine, OptimizationProfile, Samples, Segment
+from mpcompile.segment import CARRIED, Engine, Segment
 
 
 class InductorEngine:
@@ -49,8 +50,8 @@ class InductorEngine:
         return tensor.to(self._device, non_blocking=True)
 
 
-class InductorBackend:
-    """Builds nothing ahead of time: a plan is empty and an engine needs the segment's graph module.
+class InductorBackend(GraphBackend):
+    """Compiles graphs where they are loaded.
 
     Args:
         device: "auto" (the GPU where there is one), "cpu" or "cuda".
@@ -76,26 +77,13 @@ class InductorBackend:
         # The last is what "auto" takes: bf16 needs no care about ranges. CPUs have the openvino backend for it.
         return ("f32",) if self._device.type == "cpu" else ("f32", "f16", "bf16")
 
-    def count_threads(self) -> int:
-        return torch.get_num_threads()
-
     def unsupported_reason(self, segment: Segment) -> str | None:
         if segment.precision not in self.precisions():
             return f"precision {segment.precision!r}: inductor runs {', '.join(self.precisions())} on this device"
         return None
 
-    def build(
-        self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
-    ) -> bytes:
-        return b""
-
-    def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
-        if segment.graph_module is None:
-            raise BackendError(f"segment {segment.index}: the inductor backend compiles a graph and none was given")
+    def make_engine(self, segment: Segment) -> Engine:
         return InductorEngine(segment, self._device)
-
-    def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
-        return tuple(self.load(plan, segment, config) for _ in range(config.num_streams))
 
 
 def _without_duck_shapes() -> AbstractContextManager[None]:
