@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from mpcompile.errors import BackendError
-from mpcompile.segment import FIRST_INPUTS, Segment
+from mpcompile.segment import FIRST_INPUTS, Segment, size_names
 
 
 def example_inputs(
@@ -49,7 +49,7 @@ def export_segment(segment: Segment, dtype: torch.dtype = torch.float32) -> Expo
     """
     assert segment.graph_module is not None
     inputs = example_inputs(segment, seq_len=8 + len(segment.prune_layers), dtype=dtype)
-    shapes = {name: dict.fromkeys(_dynamic_dims(name), Dim.DYNAMIC) for name in segment.input_names}
+    shapes = {name: dict.fromkeys(size_names(name), Dim.DYNAMIC) for name in segment.input_names}
     try:
         return torch.export.export(
             segment.graph_module,
@@ -60,11 +60,3 @@ def export_segment(segment: Segment, dtype: torch.dtype = torch.float32) -> Expo
         )
     except (RuntimeError, ValueError, AssertionError) as error:
         raise BackendError(f"segment {segment.index}: torch.export failed: {error}") from error
-
-
-def _dynamic_dims(name: str) -> tuple[int, ...]:
-    if name == "mask":
-        return (0, 3)
-    if name.startswith("token_threshold_"):
-        return ()
-    return (0, 1) if name in ("hidden", "token_positions", *FIRST_INPUTS) else (0,)

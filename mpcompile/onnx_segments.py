@@ -14,20 +14,17 @@ from mpcompile.errors import BackendError
 from mpcompile.export import export_segment
 from mpcompile.lowering import DTYPES, lower
 from mpcompile.onnx_names import name_output
-from mpcompile.segment import FIRST_INPUTS, Segment
+from mpcompile.segment import Segment, size_names
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 18
-"""Of ONNX; the parser of TensorRT 10.3, JetPack 6's, reads up to 20 (its operators.md)."""
+"""Of ONNX: a layer norm is one operator from 17 on."""
 
 
 def export_onnx(segment: Segment) -> bytes:
-    """A segment in its precision as a serialised ONNX model; every size is dynamic and has a name.
-
-    Sizes: `batch` and `seq_len` of what the segment before hands on, `rows` survivors, `positions` tokens of the
-    longest, `kept_N` tokens kept in layer N.
+    """A segment in its precision as a serialised ONNX model; every size is dynamic and has a name, see `size_names`.
 
     Raises:
         BackendError: when onnx is not installed, the precision is not a float's, tokens are pruned by a threshold (what
@@ -64,17 +61,6 @@ def export_onnx(segment: Segment) -> bytes:
     _strip(model)
     serialised: bytes = model.SerializeToString()
     return serialised
-
-
-def size_names(name: str) -> dict[int, str]:
-    """Names of the dynamic sizes of a segment's input, by dimension."""
-    if name == "mask":
-        return {0: "batch", 3: "seq_len"}
-    if name in ("hidden", "token_positions", *FIRST_INPUTS):
-        return {0: "batch", 1: "seq_len"}
-    if name.startswith("slots_"):
-        return {0: f"kept_{name.removeprefix('slots_')}"}
-    return {0: "positions" if name == "positions" else "rows"}
 
 
 def _name_sizes(model: onnx.ModelProto, segment: Segment) -> None:

@@ -30,6 +30,23 @@ CARRIED = ("hidden", "mask", "token_positions")
 """What a segment may hand on to the next."""
 
 
+def size_names(name: str) -> dict[int, str]:
+    """Names of the dynamic sizes of an input, by dimension.
+
+    `batch` and `seq_len` of what the segment before hands on, `rows` survivors, `positions` tokens of the longest,
+    `kept_N` tokens kept in layer N.
+    """
+    if name.startswith("token_threshold_"):
+        return {}
+    if name == "mask":
+        return {0: "batch", 3: "seq_len"}
+    if name in ("hidden", "token_positions", *FIRST_INPUTS):
+        return {0: "batch", 1: "seq_len"}
+    if name.startswith("slots_"):
+        return {0: f"kept_{name.removeprefix('slots_')}"}
+    return {0: "positions" if name == "positions" else "rows"}
+
+
 @dataclass(frozen=True)
 class Segment:
     """A piece of graph that becomes one engine.
@@ -41,8 +58,8 @@ class Segment:
         hidden_size: D.
         input_names: its inputs in order, see the module's legend.
         output_names: its outputs in order.
-        precision: "f32", "bf16" or "int8": what products with weights run in. The rest of an int8 segment runs in
-            the fastest float precision of the machine.
+        precision: "f32", "bf16", "f16" or "int8": what products with weights run in. The rest of an int8 segment runs
+            in the fastest float precision of the machine.
         graph_module: the graph, None when the segment was read from an artifact.
     """
 
