@@ -23,21 +23,22 @@ from typing import Any
 import numpy as np
 
 from mpcompile.artifact import REPORT, read_manifest, read_profile, replace_directory, write_manifest
+from mpcompile.backends.tensorrt import PRECISIONS as NATIVE
 from mpcompile.backends.tensorrt import fingerprint
 from mpcompile.backends.tensorrt.build_log import EngineFacts
 from mpcompile.backends.tensorrt.builder import BuilderOptions, build_engine
-from mpcompile.backends.tensorrt.profiles import find_shapes, shrink_profiles, split_profile
+from mpcompile.backends.tensorrt.profiles import list_shapes, shrink_profiles
 from mpcompile.cost.devices import find_device
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.loading import rebuild_segments, write_plans
 from mpcompile.report import Report
 from mpcompile.segment import OptimizationProfile, Range
 from mpcompile.store import Store
+from mpcompile.text import TextEncoder
 
 RECIPE, SEGMENTS = "recipe.json", "segments"
-PRECISIONS = ("f16", "bf16", "f32")
-"""What a bundle may be in; int8 is quantised for the CPU."""
-_TOKENIZER = ("tokenizer.json", "tokenization.json")
+PRECISIONS = NATIVE[::-1]
+"""What a bundle may be in, the fastest first; int8 is quantised for the CPU."""
 _CHECKED_BATCH = 4
 """Examples in the largest batch that an ONNX segment is checked at: the CPU is slow with many long texts."""
 
@@ -73,7 +74,7 @@ def export_bundle(
     max_batch_size: int = 32,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Recipe:
-    """Writes the bundle of an artifact. Needs torch, onnx and onnxruntime; a minute for a BERT-base.
+    """Writes the bundle of an artifact. Slow. Needs torch, onnx and onnxruntime.
 
     Args:
         directory: an artifact.
@@ -111,9 +112,8 @@ def export_bundle(
                 check_onnx(segment, model, _narrow(profile), manifest.signature.vocab_size)
             onnx_path(temporary, index).write_bytes(model)
             on_progress((index + 1) / len(segments))
-        for name in _TOKENIZER:
-            if (directory / name).exists():
-                shutil.copy2(directory / name, temporary / name)
+        if manifest.has_tokenizer:
+            TextEncoder.load(directory).save(temporary)
         note = f"speeds and losses were measured on {report.machine.get('cpu', 'a CPU')}, not on {device}"
         told = dataclasses.replace(report, operating_points=points).with_notes(note)
         (temporary / REPORT).write_text(json.dumps(told.to_json(), indent=2) + "\n", "utf-8")
@@ -149,7 +149,7 @@ def build_bundle(
     made, built = fingerprint(options), []
     for segment, profile in zip(manifest.segments, recipe.profiles, strict=True):
         model = onnx_path(directory, segment.index).read_bytes()
-        shapes = [find_shapes(segment, part) for part in split_profile(profile)]
+        shapes = list_shapes(segment, profile)
         key = {"kind": "tensorrt plan", "model": hashlib.sha256(model).hexdigest(), "profiles": shapes, **made}
         entry = store.find_maybe(key)
         if entry is None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpcompile.cost.devices import Device
+from mpcompile.cost.devices import ELEMENT_BYTES, Device
 from mpcompile.cost.fusion import FP32_BYTES
 from mpcompile.errors import SettingError
-
-ELEMENT_BYTES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 
 MATMUL_SHARE, ATTENTION_SHARE, VECTOR_SHARE = 0.6, 0.35, 0.4
 MEMORY_SHARE, CACHE_SHARE = 0.8, 0.6

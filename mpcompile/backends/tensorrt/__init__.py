@@ -6,7 +6,7 @@ from mpcompile.backends.tensorrt.builder import BuilderOptions, build_engine
 from mpcompile.backends.tensorrt.cuda import Cuda
 from mpcompile.backends.tensorrt.engine import TensorRtEngine
 from mpcompile.backends.tensorrt.loader import load_tensorrt
-from mpcompile.backends.tensorrt.profiles import find_shapes, split_profile
+from mpcompile.backends.tensorrt.profiles import list_shapes
 from mpcompile.errors import BackendError
 from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment
 
@@ -49,7 +49,7 @@ class TensorRtBackend:
     ) -> bytes:
         from mpcompile.onnx_segments import export_onnx
 
-        shapes = [find_shapes(segment, part) for part in split_profile(profile)]
+        shapes = list_shapes(segment, profile)
         return build_engine(export_onnx(segment), shapes, BuilderOptions(), name=f"segment {segment.index}").plan
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:

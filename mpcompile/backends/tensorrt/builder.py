@@ -20,7 +20,7 @@ from mpcompile.errors import BackendError
 RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 """What TensorRT-RTX 1.7 builds for ahead of time."""
 BUILD_LIMIT_S = 1800.0
-"""Seconds after which a build counts as hung: on an Orin Nano a BERT-large takes minutes."""
+"""Seconds after which a build counts as hung."""
 _MODEL, _JOB, _PLAN, _CACHE, _FACTS = "model.onnx", "job.json", "engine.plan", "timing.cache", "facts.json"
 
 

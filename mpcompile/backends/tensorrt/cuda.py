@@ -50,10 +50,6 @@ class Cuda:
         (address,) = self._call("cudaMalloc", max(num_bytes, 1))
         return int(address)
 
-    def free(self, address: int) -> None:
-        """Gives device memory back."""
-        self._call("cudaFree", address)
-
     def allocate_host(self, num_bytes: int) -> np.ndarray:
         """Page-locked host memory, (num_bytes,) uint8, for as long as the process lives."""
         (address,) = self._call("cudaMallocHost", max(num_bytes, 1))

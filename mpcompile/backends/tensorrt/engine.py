@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mpcompile.backends.tensorrt.cuda import DeviceMemoryError
+from mpcompile.cost.devices import ELEMENT_BYTES
 from mpcompile.errors import BackendError
 from mpcompile.onnx_names import name_output
 from mpcompile.segment import CARRIED, Segment
 
-_ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _LARGEST = 2
 
 
@@ -22,7 +23,6 @@ class Device(Protocol):
     @property
     def stream(self) -> int: ...
     def allocate(self, num_bytes: int) -> int: ...
-    def free(self, address: int) -> None: ...
     def allocate_host(self, num_bytes: int) -> np.ndarray: ...
     def copy_in(self, address: int, array: np.ndarray) -> None: ...
     def copy_out(self, array: np.ndarray, address: int) -> None: ...
@@ -68,6 +68,9 @@ class TensorRtEngine:
         self._inputs = {name: device.allocate(8 * _count(largest[name])) for name in host_inputs}
         self._staging = {name: device.allocate_host(8 * _count(largest[name])) for name in host_inputs}
         self._outputs = self._allocate_outputs(largest)
+        for context in self._contexts:
+            for name, (address, _) in self._outputs.items():
+                context.set_tensor_address(name_output(name), address)
         self._answers = {
             name: device.allocate_host(num_bytes)
             for name, (_, num_bytes) in self._outputs.items()
@@ -81,8 +84,6 @@ class TensorRtEngine:
             context.set_input_shape(name, shape)
             context.set_tensor_address(name, self._place(name, inputs[name]))
         results: dict[str, Any] = {}
-        for name, (address, _) in self._outputs.items():
-            context.set_tensor_address(name_output(name), address)
         if not context.execute_async_v3(self._device.stream):
             raise BackendError(f"segment {self._segment.index}: TensorRT could not run it at {shapes}")
         for name, (address, _) in self._outputs.items():
@@ -119,8 +120,6 @@ class TensorRtEngine:
     def _make_context(self, index: int) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
-            from mpcompile.backends.tensorrt.cuda import DeviceMemoryError
-
             raise DeviceMemoryError(
                 f"segment {self._segment.index}: the GPU has too little memory for its engine; export with a smaller "
                 "--max-batch-size"
@@ -145,7 +144,7 @@ class TensorRtEngine:
             context.set_input_shape(name, self._ranges[-1][name][_LARGEST])
         outputs = {}
         for name in self._segment.output_names:
-            item = _ITEM_BYTES[self._segment.precision] if name == "hidden" else 8 if name == "token_positions" else 4
+            item = ELEMENT_BYTES[self._segment.precision] if name == "hidden" else 8 if name == "token_positions" else 4
             num_bytes = item * _count(tuple(context.get_tensor_shape(name_output(name))))
             outputs[name] = (self._device.allocate(num_bytes), num_bytes)
         return outputs

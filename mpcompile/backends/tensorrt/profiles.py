@@ -18,6 +18,11 @@ WIDE = 8
 1166 and 3364), and switching between profiles is a context of its own here."""
 
 
+def list_shapes(segment: Segment, profile: OptimizationProfile) -> list[Shapes]:
+    """Shapes of a segment's inputs in each profile that it is built with."""
+    return [find_shapes(segment, part) for part in split_profile(profile)]
+
+
 def split_profile(profile: OptimizationProfile) -> tuple[OptimizationProfile, ...]:
     """One profile, or two where the batch range is wide: single requests first."""
     batch = profile.batch_size

@@ -26,9 +26,6 @@ class FakeDevice:
         self.num_allocated += 1
         return buffer.ctypes.data
 
-    def free(self, address: int) -> None:
-        del self._memory[address]
-
     def allocate_host(self, num_bytes: int) -> np.ndarray:
         self.num_allocated += 1
         return np.empty(max(num_bytes, 1), np.uint8)
