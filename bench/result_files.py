@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from mpcompile.cores import count_cores
+
 
 def describe_machine() -> dict[str, object]:
     """Hardware, versions and commit that a result belongs to."""
@@ -20,7 +22,7 @@ def describe_machine() -> dict[str, object]:
     dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "platform": platform.platform(),
+        "cpu": _cpu(), "cores": count_cores(), "platform": platform.platform(),
         "python": platform.python_version(), "commit": commit + (" with changes" if dirty else ""),
         "versions": {name: metadata.version(name) for name in names if _installed(name)},
     }  # fmt: skip
@@ -42,7 +44,7 @@ def _cpu() -> str:
 
 def slug() -> str:
     """Hardware and date, as result files are named."""
-    cpu = re.sub(r"[^a-z0-9]+", "-", f"{_cpu()}-{len(os.sched_getaffinity(0))}-cores".lower()).strip("-")
+    cpu = re.sub(r"[^a-z0-9]+", "-", f"{_cpu()}-{count_cores()}-cores".lower()).strip("-")
     return f"{cpu}_{datetime.now(UTC):%Y-%m-%d}"
 
 
