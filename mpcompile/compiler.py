@@ -110,7 +110,7 @@ def optimize(
             the texts go into it), "none" trains nothing.
         batch_size: examples that run together in the timed workload; lengths come from the texts.
         device: "auto", "cpu", or "cuda" for the backends that run on a GPU.
-        backend: "auto", "openvino" or "eager".
+        backend: "auto", "openvino", "eager", "inductor" or "tensorrt".
         precision: "auto", "f32", "bf16", or
             "int8", which is calibrated on the texts and needs nncf. "auto" takes int8 into account where both are
             there, and picks what is fastest within `max_drop`; without it, what loses least at the target.

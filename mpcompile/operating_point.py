@@ -24,7 +24,7 @@ class OperatingPoint:
         exit_thresholds: one per exit but the last: leave when the normalised entropy is below, [0, 1].
         prune_layers: layers that prune, ascending.
         keep_ratios: share of an example's tokens kept at each of them, (0, 1].
-        precision: "f32", "bf16" or "int8".
+        precision: "f32", "bf16", "f16" or "int8".
         token_thresholds: one per layer that prunes: tokens that receive less attention are dropped there, and
             `keep_ratios` says which share that leaves on average. Empty where so many tokens are kept as
             `keep_ratios` says.

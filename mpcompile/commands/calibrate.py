@@ -14,7 +14,7 @@ from mpcompile.errors import SettingError
 def add(commands: Any) -> None:
     """Declares the command."""
     calibrate = commands.add_parser("calibrate", help="measure this machine for the cost model; about a minute")
-    calibrate.add_argument("--backend", default="auto", help="auto, openvino or eager")
+    calibrate.add_argument("--backend", default="auto", help="auto, openvino, eager, inductor or tensorrt")
     calibrate.add_argument("--precision", default="auto", help="auto (the fastest native float), f32, bf16 or int8")
     calibrate.add_argument("--fresh", action="store_true", help="measure again although a profile is kept")
     calibrate.add_argument("--cache-dir", type=Path, help="where it is kept (default: the user's cache)")

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     optimize.add_argument("--train-minutes", type=float, help="of --adapt finetune, at most (default: no limit)")
     optimize.add_argument("--batch-size", type=int, default=1)
     optimize.add_argument("--device", default="auto")
-    optimize.add_argument("--backend", default="auto", help="auto, openvino or eager")
+    optimize.add_argument("--backend", default="auto", help="auto, openvino, eager, inductor or tensorrt")
     optimize.add_argument("--precision", default="auto", help="auto, f32, bf16 or int8")
     optimize.add_argument("--max-texts", type=int, default=4000)
     optimize.add_argument("--seed", type=int, default=0)
