@@ -45,6 +45,18 @@ class BackendError(MpcompileError):
     """A backend is missing, or could not build or run an engine."""
 
 
+class BatchTooLarge(BackendError):
+    """An engine cannot take this many examples at once: the runtime splits them.
+
+    Attributes:
+        max_rows: examples that it can take; 0 when there is no room even for one.
+    """
+
+    def __init__(self, message: str, max_rows: int) -> None:
+        super().__init__(message)
+        self.max_rows = max_rows
+
+
 class StudyError(MpcompileError):
     """A study belongs to something else or is out of reach."""
 

@@ -5,6 +5,7 @@ Shapes: B examples asked, R survivors of a group, S tokens, L tokens of the long
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from mpcompile.errors import InputError
+from mpcompile.errors import BatchTooLarge, InputError
 from mpcompile.grouping import split_by_length
 from mpcompile.operating_point import OperatingPoint, count_kept
 from mpcompile.segment import CARRIED, Engine, Segment
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Runtime:
     """Runs a chain of engines at any operating point that they were built for.
 
     Depth first: a group that was split off runs to its end before its sibling starts, so that
-    each engine's output buffers stay valid for as long as somebody reads them.
+    each engine's output buffers stay valid for as long as somebody reads them. A group that an engine has no
+    room for is split, too, and a warning says so.
 
     Args:
         segments: the chain.
@@ -87,6 +91,7 @@ class Runtime:
         self._num_labels = num_labels
         self.split_tokens = tuple(split_tokens)
         self._lock = threading.Lock()  # engines own their buffers
+        self._told: set[tuple[int, int]] = set()
 
     def run(self, inputs: Mapping[str, np.ndarray], point: OperatingPoint) -> RunResult:
         """Answers a batch.
@@ -96,6 +101,7 @@ class Runtime:
             point: exits, thresholds and keep ratios.
 
         Raises:
+            BatchTooLarge: when an engine has no room for a single example.
             InputError: when the engines lack an exit or a prune of the point.
         """
         self._check_point(point)
@@ -116,18 +122,37 @@ class Runtime:
     def _advance(
         self, index: int, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint, result: RunResult
     ) -> None:
-        segment = self.segments[index]
         for index_in_group in split_by_length(group.extent, self.split_tokens[index]):
-            outputs, part = self._run_segment(segment, buffers, group.take(index_in_group), point)
-            threshold = point.threshold_at(segment.exit_layer)
-            staying = np.empty(0, np.int64)
-            if threshold <= 1.0:
-                staying = (
-                    np.flatnonzero(outputs["entropy"] >= threshold) if threshold > 0 else np.arange(len(part.order))
-                )
-            _answer(outputs["logits"], staying, part, segment.exit_layer, result)
-            if len(staying):
-                self._advance(index + 1, outputs, part.take(staying), point, result)
+            self._advance_part(index, buffers, group.take(index_in_group), point, result)
+
+    def _advance_part(
+        self, index: int, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint, result: RunResult
+    ) -> None:
+        """Runs examples that share a call, in several calls where the engine has no room for all of them."""
+        segment = self.segments[index]
+        try:
+            outputs, part = self._run_segment(segment, buffers, group, point)
+        except BatchTooLarge as error:
+            if not 0 < error.max_rows < len(group.order):
+                raise
+            self._tell(segment.index, len(group.order), error)
+            for start in range(0, len(group.order), error.max_rows):
+                rows = np.arange(start, min(start + error.max_rows, len(group.order)))
+                self._advance_part(index, buffers, group.take(rows), point, result)
+            return
+        threshold = point.threshold_at(segment.exit_layer)
+        staying = np.empty(0, np.int64)
+        if threshold <= 1.0:
+            staying = np.flatnonzero(outputs["entropy"] >= threshold) if threshold > 0 else np.arange(len(part.order))
+        _answer(outputs["logits"], staying, part, segment.exit_layer, result)
+        if len(staying):
+            self._advance(index + 1, outputs, part.take(staying), point, result)
+
+    def _tell(self, index: int, num_rows: int, error: BatchTooLarge) -> None:
+        """Says once that batches are split, and why."""
+        if (index, error.max_rows) not in self._told:
+            self._told.add((index, error.max_rows))
+            logger.warning("%s; a batch of %d runs in parts of at most %d", error, num_rows, error.max_rows)
 
     def _run_segment(
         self, segment: Segment, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mpcompile.backends.eager import EagerEngine
 from mpcompile.capture import capture
-from mpcompile.errors import InputError
+from mpcompile.errors import BatchTooLarge, InputError
 from mpcompile.operating_point import OperatingPoint
 from mpcompile.partition import partition
 from mpcompile.runtime import RunResult, Runtime
@@ -67,6 +67,24 @@ class ForgettingEngine:
             value.fill(np.nan)
         self.last = {name: value.copy() for name, value in self.engine(inputs).items()}
         return self.last
+
+
+class SmallEngine(ForgettingEngine):
+    """An engine that has room for two examples."""
+
+    room = 2
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        rows = len(inputs.get("rows", inputs.get("input_ids", ())))
+        if rows > self.room:
+            raise BatchTooLarge(f"room for {self.room}", self.room)
+        return super().__call__(inputs)
+
+
+class FullEngine(SmallEngine):
+    """An engine that has room for nobody."""
+
+    room = 0
 
 
 class BusyEngine(ForgettingEngine):
@@ -323,6 +341,27 @@ def test_engines_behind_an_exit_that_everybody_took_are_not_called() -> None:
     entropy = run_alone(batch, OperatingPoint((0, 3), (0.0,)))[1][0]
     runtime.run(batch, OperatingPoint((0, 3), (float(entropy.max()) + 0.01,)))
     assert [len(engine.inputs) for engine in runtime.engines] == [1, 0, 0, 0]
+
+
+@PROPERTY
+@given(batch=batches, point=points())
+def test_batch_that_an_engine_has_no_room_for_is_answered_in_parts(batch: Arrays, point: OperatingPoint) -> None:
+    expected, entropy = run_alone(batch, point)
+    assume_sure(point, entropy)
+    assert_same(make_runtime(SmallEngine).run(batch, point), expected)
+
+
+def test_split_for_want_of_room_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    runtime, point = make_runtime(SmallEngine), OperatingPoint((NUM_LAYERS,))
+    for _ in range(2):
+        runtime.run(make_batch([5, 4, 3]), point)
+    told = [record.message for record in caplog.records if "parts" in record.message]
+    assert told == ["room for 2; a batch of 3 runs in parts of at most 2"]
+
+
+def test_engine_without_room_for_one_example_is_an_error() -> None:
+    with pytest.raises(BatchTooLarge, match="room for 0"):
+        make_runtime(FullEngine).run(make_batch([5]), OperatingPoint((NUM_LAYERS,)))
 
 
 def test_exit_that_the_engines_lack_is_refused() -> None:
