@@ -7,6 +7,7 @@ from mpcompile.backends.tensorrt.cuda import Cuda
 from mpcompile.backends.tensorrt.engine import TensorRtEngine
 from mpcompile.backends.tensorrt.loader import load_tensorrt
 from mpcompile.backends.tensorrt.profiles import list_shapes
+from mpcompile.backends.tensorrt.session import Session
 from mpcompile.errors import BackendError
 from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment
 
@@ -24,9 +25,7 @@ class TensorRtBackend:
 
     def __init__(self) -> None:
         self._device = Cuda()  # first: without a GPU, there is no need to load the library
-        self._found = load_tensorrt()
-        logger = self._found.module.Logger(self._found.module.Logger.WARNING)
-        self._runtime = self._found.module.Runtime(logger)
+        self._session = Session(load_tensorrt(), self._device)
 
     def fingerprint(self) -> dict[str, str]:
         return fingerprint(BuilderOptions(), self._device)
@@ -53,7 +52,7 @@ class TensorRtBackend:
         return build_engine(export_onnx(segment), shapes, BuilderOptions(), name=f"segment {segment.index}").plan
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
-        return TensorRtEngine(plan, segment, self._runtime, self._device)
+        return TensorRtEngine(plan, segment, self._session, config)
 
     def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
         if config.num_streams > 1:

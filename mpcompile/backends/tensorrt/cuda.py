@@ -1,9 +1,11 @@
-"""What the runtime needs of CUDA: memory, copies and a stream. No torch: cuda-python alone, as on a Jetson."""
+"""What the runtime needs of CUDA: memory, copies, a stream and graphs. No torch: cuda-python alone, as on a Jetson."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,28 @@ from mpcompile.errors import BackendError
 
 
 class DeviceMemoryError(BackendError):
-    """The device has no memory left for a batch of this size."""
+    """The device has no memory left."""
+
+
+class DeviceBuffer:
+    """Device memory, given back when nobody refers to it any more.
+
+    Attributes:
+        address: where it starts, aligned to 256 bytes.
+        num_bytes: its size.
+    """
+
+    def __init__(self, address: int, num_bytes: int, free: Callable[[int], object]) -> None:
+        self.address, self.num_bytes = address, num_bytes
+        weakref.finalize(self, free, address).atexit = False  # the driver may be gone before
+
+
+class CudaGraph:
+    """Work that was captured, to be launched as one."""
+
+    def __init__(self, handle: Any, destroy: Callable[[Any], object]) -> None:
+        self.handle = handle
+        weakref.finalize(self, destroy, handle).atexit = False
 
 
 class Cuda:
@@ -41,19 +64,25 @@ class Cuda:
         (properties,) = self._call("cudaGetDeviceProperties", 0)
         return f"{properties.name.decode()} {properties.major}.{properties.minor}"
 
-    def allocate(self, num_bytes: int) -> int:
-        """Address of new device memory.
+    def allocate(self, num_bytes: int) -> DeviceBuffer:
+        """New device memory.
 
         Raises:
             DeviceMemoryError: when there is too little.
         """
         (address,) = self._call("cudaMalloc", max(num_bytes, 1))
-        return int(address)
+        return DeviceBuffer(int(address), num_bytes, self._api.cudaFree)
 
     def allocate_host(self, num_bytes: int) -> np.ndarray:
-        """Page-locked host memory, (num_bytes,) uint8, for as long as the process lives."""
+        """Page-locked host memory, (num_bytes,) uint8, given back with the array and its views.
+
+        Raises:
+            DeviceMemoryError: when there is too little.
+        """
         (address,) = self._call("cudaMallocHost", max(num_bytes, 1))
-        return np.ctypeslib.as_array((ctypes.c_uint8 * max(num_bytes, 1)).from_address(int(address)))
+        memory = (ctypes.c_uint8 * max(num_bytes, 1)).from_address(int(address))
+        weakref.finalize(memory, self._api.cudaFreeHost, int(address)).atexit = False
+        return np.ctypeslib.as_array(memory)
 
     def copy_in(self, address: int, array: np.ndarray) -> None:
         """Queues a copy to the device; the array must stay as it is until `synchronize`."""
@@ -64,6 +93,32 @@ class Cuda:
         """Queues a copy to the host, which is there after `synchronize`."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
+
+    def capture(self, queue: Callable[[], object]) -> CudaGraph:
+        """What `queue` queues, as a graph; nothing of it runs yet.
+
+        Raises:
+            BackendError: when something in it cannot be captured.
+        """
+        # Thread-local: what other threads of the process do with CUDA meanwhile does no harm.
+        self._call(
+            "cudaStreamBeginCapture", self._stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        try:
+            queue()
+        except BaseException:
+            self._api.cudaStreamEndCapture(self._stream)
+            raise
+        (graph,) = self._call("cudaStreamEndCapture", self._stream)
+        try:
+            (handle,) = self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._api.cudaGraphDestroy(graph)
+        return CudaGraph(handle, self._api.cudaGraphExecDestroy)
+
+    def launch(self, graph: CudaGraph) -> None:
+        """Queues a graph."""
+        self._call("cudaGraphLaunch", graph.handle, self._stream)
 
     def synchronize(self) -> None:
         """Waits for everything that was queued."""

@@ -17,17 +17,21 @@ from typing import Any
 from mpcompile.errors import BackendError
 
 NAMES = (
-    "Builder", "ILogger", "Logger", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser",
-    "ProfilingVerbosity", "Runtime", "STRONGLY_TYPED", "WORKSPACE", "add_optimization_profile",
-    "build_serialized_network", "create_builder_config", "create_execution_context", "create_network",
-    "create_optimization_profile", "create_timing_cache", "deserialize_cuda_engine", "execute_async_v3", "get_error",
-    "get_input", "get_tensor_name", "get_tensor_profile_shape", "get_tensor_shape", "get_timing_cache",
-    "max_aux_streams", "num_errors", "num_inputs", "num_io_tensors", "num_optimization_profiles", "parse",
-    "profiling_verbosity", "set_input_shape", "set_memory_pool_limit", "set_optimization_profile_async", "set_shape",
-    "set_tensor_address", "set_timing_cache",
+    "Builder", "ExecutionContextAllocationStrategy", "ILogger", "Logger", "MemoryPoolType",
+    "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity", "Runtime", "STRONGLY_TYPED",
+    "USER_MANAGED", "WORKSPACE", "add_optimization_profile", "build_serialized_network", "create_builder_config",
+    "create_execution_context", "create_network", "create_optimization_profile", "create_timing_cache",
+    "deserialize_cuda_engine", "device_memory_size_v2", "execute_async_v3", "get_error", "get_input",
+    "get_tensor_name", "get_tensor_profile_shape", "get_tensor_shape", "get_timing_cache", "max_aux_streams",
+    "num_errors", "num_inputs", "num_io_tensors", "num_optimization_profiles", "parse", "profiling_verbosity",
+    "set_device_memory", "set_input_shape", "set_memory_pool_limit", "set_optimization_profile_async", "set_shape",
+    "set_tensor_address", "set_timing_cache", "update_device_memory_size_for_shapes",
 )  # fmt: skip
 """What is called of the bindings, in every flavour."""
-RTX_NAMES = ("ComputeCapability", "num_compute_capabilities", "set_compute_capability")
+RTX_NAMES = (
+    "ComputeCapability", "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE", "create_runtime_config", "cuda_graph_strategy",
+    "num_compute_capabilities", "set_compute_capability", "set_execution_context_allocation_strategy",
+)  # fmt: skip
 """What is called of TensorRT-RTX alone."""
 
 _RTX_LIBRARIES = ("libcudart.so.13*", "libtensorrt_rtx.so.1*", "libtensorrt_onnxparser_rtx.so.1*")
