@@ -5,6 +5,9 @@ per activation, which is what VNNI, AMX and dot-product instructions multiply. N
 gathers, pooling, entropy, norms, softmax and attention keep the precision they had, and so do exit heads, pooler and
 classifier, which multiply one row per example and have no time to give.
 
+An x86 CPU without VNNI sums two products in 16 bits, where eight-bit weights overflow: there they have seven bits
+(NNCF's "overflow fix").
+
 SmoothQuant is as NNCF does by default for Transformers. Bias correction is off: it is the slow part, and where it
 was tried the answers agreed no better with fp32.
 """
@@ -15,9 +18,11 @@ import contextlib
 import importlib.util
 import io
 import logging
+import platform
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpcompile.errors import BackendError
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     import openvino
 
     from mpcompile.recording import CalibrationTexts
+
+_WIDE = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""What Linux calls instructions that multiply eight-bit numbers and sum in 32 bits."""
 
 MISSING = 'precision "int8": nncf, which quantises, is not installed: pip install "mpcompile[int8]"'
 
@@ -80,10 +88,24 @@ def quantise(model: openvino.Model, samples: Samples | None, name: str) -> openv
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(samples),
                 ignored_scope=_ignored(model),
-                advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    disable_bias_correction=True,
+                    overflow_fix=nncf.OverflowFix.DISABLE if sums_wide() else nncf.OverflowFix.ENABLE,
+                ),
             )
         except Exception as error:  # nncf raises its own kinds, and passes OpenVINO's and numpy's on
             raise BackendError(f"{name}: nncf could not quantise it: {error}") from error
+
+
+def sums_wide(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU sums products of eight-bit numbers in 32 bits; an x86 CPU that nothing is known of does not."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        words = set(cpuinfo.read_text("utf-8").split())
+    except OSError:
+        return False
+    return not words.isdisjoint(_WIDE)
 
 
 def _ignored(model: openvino.Model) -> object:

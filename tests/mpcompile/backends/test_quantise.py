@@ -5,12 +5,14 @@ import functools
 import struct
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mpcompile.backends import find_backend
+from mpcompile.backends import quantise as quantisation
 from mpcompile.capture import CapturedModel, capture
 from mpcompile.errors import BackendError
 from mpcompile.partition import partition, tap
@@ -185,3 +187,32 @@ def test_int8_without_nncf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(BackendError, match=r"pip install \"mpcompile\[int8\]\""):
         find_backend("openvino").build(segments("int8")[1], PROFILE, CONFIG, given)
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "is_wide"),
+    [
+        ("x86_64", "fpu avx2 avx512_vnni", True),
+        ("AMD64", "fpu avx2 avx_vnni", True),
+        ("x86_64", "fpu avx2 avx512f", False),
+        ("x86_64", None, False),
+        ("aarch64", None, True),
+    ],
+)
+def test_x86_without_vnni_gets_narrow_weights(
+    machine: str, flags: str | None, is_wide: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quantisation.platform, "machine", lambda: machine)
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
+    assert quantisation.sums_wide(tmp_path / "cpuinfo") is is_wide
+
+
+@pytest.mark.parametrize(("is_wide", "largest"), [(True, 127), (False, 64)])
+def test_weights_have_seven_bits_where_sums_are_narrow(
+    is_wide: bool, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantisation, "sums_wide", lambda: is_wide)
+    model = read_model(find_backend("openvino").build(segments("int8")[1], PROFILE, CONFIG, samples()[1]))
+    weights = [op.get_data() for op in model.get_ops() if op.get_element_type() == openvino.Type.i8]
+    assert len(weights) == NUM_LINEAR and max(int(np.abs(value.astype(int)).max()) for value in weights) == largest
