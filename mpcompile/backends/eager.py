@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mpcompile.backends.graph import GraphBackend
-from mpcompile.segment import Engine, Segment
+from mpcompile.segment import BuildConfig, Engine, Segment
 
 
 class EagerEngine:
@@ -41,5 +41,5 @@ class EagerBackend(GraphBackend):
     def unsupported_reason(self, segment: Segment) -> str | None:
         return None if segment.precision == "f32" else f"eager runs in f32, not {segment.precision}"
 
-    def make_engine(self, segment: Segment) -> Engine:
+    def make_engine(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
         return EagerEngine(segment)

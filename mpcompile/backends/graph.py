@@ -9,14 +9,14 @@ from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Samples,
 
 
 class GraphBackend:
-    """Builds nothing ahead of time: a plan is empty and an engine needs the segment's graph module.
+    """Builds nothing ahead of time: a plan is next to nothing and an engine needs the segment's graph module.
 
     An author gives `make_engine`, and what is left of `Backend`.
     """
 
     name: str
 
-    def make_engine(self, segment: Segment) -> Engine:
+    def make_engine(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
         """An engine of a segment that has its graph."""
         raise NotImplementedError
 
@@ -31,7 +31,7 @@ class GraphBackend:
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
         if segment.graph_module is None:
             raise BackendError(f"segment {segment.index}: the {self.name} backend runs a graph and none was given")
-        return self.make_engine(segment)
+        return self.make_engine(plan, segment, config)
 
     def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
         return tuple(self.load(plan, segment, config) for _ in range(config.num_streams))
