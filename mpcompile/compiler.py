@@ -83,6 +83,7 @@ def optimize(
     exits: bool = True,
     pruning: bool = True,
     selection: str = "top",
+    builder: str = "auto",
 ) -> OptimizedModel:
     """Compiles a fine-tuned encoder into the same model doing less work per input.
 
@@ -111,7 +112,7 @@ def optimize(
         batch_size: examples that run together in the timed workload; lengths come from the texts.
         device: "auto", "cpu", or "cuda" for the backends that run on a GPU.
         backend: "auto", "openvino", "eager", "inductor" or "tensorrt".
-        precision: "auto", "f32", "bf16", or
+        precision: "auto", "f32", "bf16", "f16" (on GPUs), or
             "int8", which is calibrated on the texts and needs nncf. "auto" takes int8 into account where both are
             there, and picks what is fastest within `max_drop`; without it, what loses least at the target.
         max_texts: more texts than these are sampled.
@@ -132,6 +133,7 @@ def optimize(
             those that receive enough attention, as in Magic Pyramid: each text decides how many. The thresholds are
             learned with adapt="finetune"; otherwise they are quantiles on the texts, so that as many tokens are kept
             on average as "top" keeps. Needs texts; without int8, plan or trials.
+        builder: of TensorRT engines: "auto" and "onnx" are ours, "torch_tensorrt" needs pruning=False.
 
     Raises:
         SettingError: when an option has a value that is not allowed.
@@ -145,7 +147,7 @@ def optimize(
         target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
         Path(cache_dir) if cache_dir is not None else None, Plan.load(plan) if isinstance(plan, str | Path) else plan,
         show_texts, trials, str(storage) if isinstance(storage, Path) else storage,
-        train_epochs, train_minutes, exits, pruning, selection,
+        train_epochs, train_minutes, exits, pruning, selection, builder,
     )  # fmt: skip
     check_precision(settings, texts is not None)
     if texts is None and selection == "threshold":
@@ -205,7 +207,7 @@ def open_context(original: Original, settings: Settings, bars: StageProgress, ha
     Args:
         has_pairs: whether it reads text pairs, whose separators no prune may drop.
     """
-    found = find_backend(settings.backend, settings.device)
+    found = find_backend(settings.backend, settings.device, settings.builder)
     native = found.precisions()
     precision = fastest_float(native) if settings.precision == "auto" else settings.precision
     if precision not in native:

@@ -11,7 +11,7 @@ from mpcompile.planning.plan import Plan
 
 ADAPTATIONS = ("none", "frozen", "finetune")
 SELECTIONS = ("top", "threshold")
-PRECISIONS = ("auto", "f32", "bf16", "int8")
+PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Settings:
     exits: bool = True
     pruning: bool = True
     selection: str = "top"
+    builder: str = "auto"
 
     def __post_init__(self) -> None:
         check_target(self.target_speedup)

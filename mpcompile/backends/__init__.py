@@ -7,19 +7,26 @@ from mpcompile.segment import Backend
 
 BACKENDS = ("openvino", "eager", "inductor", "tensorrt")
 DEVICES = ("auto", "cpu", "cuda")
+BUILDERS = ("auto", "onnx", "torch_tensorrt")
+"""What makes the engines of the tensorrt backend."""
 _ON_CPU, _ON_GPU = ("auto", "openvino", "eager"), ("tensorrt",)
 
 
-def find_backend(name: str, device: str = "auto") -> Backend:
+def find_backend(name: str, device: str = "auto", builder: str = "auto") -> Backend:
     """The backend of a name; "auto" is OpenVINO, the fastest one on a CPU.
 
     Args:
         name: "auto" or one of `BACKENDS`.
         device: one of `DEVICES`. "auto" is where the backend runs; "inductor" takes the GPU where there is one.
+        builder: one of `BUILDERS`, for "tensorrt"; "auto" is "onnx".
 
     Raises:
-        BackendError: when there is no such backend or device, or its library is missing.
+        BackendError: when there is no such backend, device or builder, or its library is missing.
     """
+    if builder not in BUILDERS:
+        raise BackendError(f"builder {builder!r}: expected {', '.join(map(repr, BUILDERS))}")
+    if builder != "auto" and name != "tensorrt":
+        raise BackendError(f"builder {builder!r}: backend {name!r} has none to choose; pass backend='tensorrt'")
     if device not in DEVICES:
         raise BackendError(f"device {device!r}: expected {', '.join(map(repr, DEVICES))}")
     if (device == "cuda" and name in _ON_CPU) or (device == "cpu" and name in _ON_GPU):
@@ -40,5 +47,5 @@ def find_backend(name: str, device: str = "auto") -> Backend:
     if name == "tensorrt":
         from mpcompile.backends.tensorrt import TensorRtBackend
 
-        return TensorRtBackend()
+        return TensorRtBackend("onnx" if builder == "auto" else builder)
     raise BackendError(f"backend {name!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")

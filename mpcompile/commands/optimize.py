@@ -26,7 +26,8 @@ def add(commands: Any) -> None:
     optimize.add_argument("--batch-size", type=int, default=1)
     optimize.add_argument("--device", default="auto")
     optimize.add_argument("--backend", default="auto", help="auto, openvino, eager, inductor or tensorrt")
-    optimize.add_argument("--precision", default="auto", help="auto, f32, bf16 or int8")
+    optimize.add_argument("--builder", default="auto", help="of --backend tensorrt: onnx (default) or torch_tensorrt")
+    optimize.add_argument("--precision", default="auto", help="auto, f32, bf16, f16 (on GPUs) or int8")
     optimize.add_argument("--max-texts", type=int, default=4000)
     optimize.add_argument("--seed", type=int, default=0)
     optimize.add_argument("--cache-dir", type=Path, help="where slow results are kept (default: the user's cache)")
@@ -61,6 +62,7 @@ def _run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         device=options.device,
         backend=options.backend,
+        builder=options.builder,
         precision=options.precision,
         max_texts=options.max_texts,
         seed=options.seed,

@@ -8,6 +8,11 @@ from mpcompile.backends.tensorrt.engine import TensorRtEngine
 from mpcompile.backends.tensorrt.loader import load_tensorrt
 from mpcompile.backends.tensorrt.profiles import list_shapes
 from mpcompile.backends.tensorrt.session import Session
+from mpcompile.backends.tensorrt.torch_builder import (
+    build_with_torch_tensorrt,
+    describe_torch_tensorrt,
+    find_reason_against,
+)
 from mpcompile.errors import BackendError
 from mpcompile.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment
 
@@ -17,18 +22,22 @@ PRECISIONS = ("f32", "bf16", "f16")
 class TensorRtBackend:
     """Builds and runs engines on the GPU that is here. Written against the API; no engine of it was ever run.
 
+    Args:
+        builder: "onnx", or "torch_tensorrt".
+
     Raises:
-        BackendError: when TensorRT or cuda-python is missing, or there is no GPU.
+        BackendError: when TensorRT, cuda-python or the builder is missing, or there is no GPU.
     """
 
     name = "tensorrt"
 
-    def __init__(self) -> None:
+    def __init__(self, builder: str = "onnx") -> None:
         self._device = Cuda()  # first: without a GPU, there is no need to load the library
         self._session = Session(load_tensorrt(), self._device)
+        self._builder = {} if builder == "onnx" else {"builder": describe_torch_tensorrt()}
 
     def fingerprint(self) -> dict[str, str]:
-        return fingerprint(BuilderOptions(), self._device)
+        return fingerprint(BuilderOptions(), self._device) | self._builder
 
     def precisions(self) -> tuple[str, ...]:
         return PRECISIONS
@@ -41,11 +50,13 @@ class TensorRtBackend:
             return f"precision {segment.precision!r}: TensorRT engines are built in {', '.join(PRECISIONS)}"
         if segment.prunes_by_threshold:
             return "it prunes by threshold, so that sizes depend on data, which an engine would stop for; use 'top'"
-        return None
+        return find_reason_against(segment) if self._builder else None
 
     def build(
         self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
     ) -> bytes:
+        if self._builder:
+            return build_with_torch_tensorrt(segment, profile)
         from mpcompile.onnx_segments import export_onnx
 
         shapes = list_shapes(segment, profile)
