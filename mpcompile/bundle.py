@@ -89,7 +89,7 @@ def export_bundle(
         BackendError: when a segment cannot be written as ONNX, or answers otherwise there.
         SettingError: when the device, precision or batch size is not allowed.
     """
-    from mpcompile.onnx_check import TOLERANCES, check_onnx
+    from mpcompile.onnx_check import check_onnx
     from mpcompile.onnx_segments import export_onnx
 
     _check(device, precision, max_batch_size)
@@ -108,8 +108,7 @@ def export_bundle(
         (temporary / SEGMENTS).mkdir()
         for index, (segment, profile) in enumerate(zip(segments, recipe.profiles, strict=True)):
             model = export_onnx(segment)
-            if precision in TOLERANCES:
-                check_onnx(segment, model, _narrow(profile), manifest.signature.vocab_size)
+            check_onnx(segment, model, _narrow(profile), manifest.signature.vocab_size)
             onnx_path(temporary, index).write_bytes(model)
             on_progress((index + 1) / len(segments))
         if manifest.has_tokenizer:

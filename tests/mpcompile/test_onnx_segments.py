@@ -40,11 +40,18 @@ def cut(captured: CapturedModel, precision: str = "f32") -> tuple[Segment, ...]:
     return partition(captured, {1: build_head(1)}, (0, 2), precision=precision)
 
 
-@pytest.mark.parametrize("precision", ["f32", "f16"])
+@pytest.mark.parametrize(("precision", "largest"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 8e-2)])
 @pytest.mark.parametrize("index", [0, 1])
-def test_segment_answers_as_its_graph_at_the_corners(index: int, precision: str) -> None:
+def test_segment_answers_as_its_graph_at_the_corners(index: int, precision: str, largest: float) -> None:
     segment, model = export(precision, index)
-    assert check_onnx(segment, model, PROFILE, VOCAB_SIZE) < (1e-5 if precision == "f32" else 1e-2)
+    assert check_onnx(segment, model, PROFILE, VOCAB_SIZE) < largest
+
+
+def test_model_in_bf16_that_answers_otherwise_is_refused(tiny_bert: PreTrainedModel) -> None:
+    torch.manual_seed(3)
+    other = cut(capture(type(tiny_bert)(tiny_bert.config).eval()), "bf16")[0]
+    with pytest.raises(BackendError, match="differs from the graph by"):
+        check_onnx(other, export("bf16", 0)[1], PROFILE, VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("family", ["albert", "mpnet", "modernbert", "deberta", "distilbert"])
