@@ -90,7 +90,7 @@ def quantise(model: openvino.Model, samples: Samples | None, name: str) -> openv
                 ignored_scope=_ignored(model),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     disable_bias_correction=True,
-                    overflow_fix=nncf.OverflowFix.DISABLE if sums_wide() else nncf.OverflowFix.ENABLE,
+                    overflow_fix=None if sums_wide() else nncf.OverflowFix.ENABLE,
                 ),
             )
         except Exception as error:  # nncf raises its own kinds, and passes OpenVINO's and numpy's on
