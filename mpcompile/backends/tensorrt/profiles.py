@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mpcompile.backends.size_buckets import round_length
 from mpcompile.operating_point import MIN_KEPT, OperatingPoint, count_kept
 from mpcompile.segment import OptimizationProfile, Range, Segment
 
@@ -37,6 +38,8 @@ def shrink_profiles(
 ) -> tuple[OptimizationProfile, ...]:
     """A profile for each segment of a chain: tokens get fewer from prune to prune.
 
+    The most are rounded up as the runtime does for CUDA graphs.
+
     Args:
         profile: of what enters the first.
         segments: the chain.
@@ -44,7 +47,7 @@ def shrink_profiles(
     """
     profiles, lengths = [], [profile.seq_len] * len(points)
     for segment in segments:
-        longest = max(length.max for length in lengths)
+        longest = min(round_length(max(length.max for length in lengths)), profile.seq_len.max)
         shortest = min(length.min for length in lengths)
         seq_len = Range(shortest, lengths[0].opt, longest)
         profiles.append(dataclasses.replace(profile, seq_len=seq_len))

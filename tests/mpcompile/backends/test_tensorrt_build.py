@@ -141,6 +141,14 @@ def test_lengths_shrink_from_segment_to_segment() -> None:
     assert lengths == [Range(8, 128, 512), Range(4, 64, 384), Range(4, 32, 384)]
 
 
+def test_lengths_are_rounded_as_the_runtime_rounds_them_but_not_beyond_what_enters() -> None:
+    segments = partition(capture(family_model("bert")), {1: build_head(1)}, (0,))
+    for ratio, enters, expected in ((0.7, 512, 384), (0.95, 500, 480), (0.99, 500, 500)):
+        profile = OptimizationProfile(Range(1, 8, 64), Range(8, 128, enters))
+        point = OperatingPoint((1, 3), (0.5,), (0,), (ratio,))
+        assert shrink_profiles(profile, segments, [point])[1].seq_len.max == expected
+
+
 def test_shapes_follow_the_profile() -> None:
     segment = partition(capture(family_model("bert")), {1: build_head(1)}, (2,))[1]
     shapes = find_shapes(segment, PROFILE)

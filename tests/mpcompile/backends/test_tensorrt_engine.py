@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mpcompile.backends.eager import EagerEngine
 from mpcompile.backends.tensorrt.cuda import Cuda, DeviceMemoryError
 from mpcompile.backends.tensorrt.engine import DeviceArray, TensorRtEngine
-from mpcompile.backends.tensorrt.profiles import find_shapes, split_profile
+from mpcompile.backends.tensorrt.profiles import find_shapes, list_shapes, shrink_profiles, split_profile
 from mpcompile.capture import capture
 from mpcompile.errors import BackendError, BatchTooLarge
 from mpcompile.onnx_segments import export_onnx
@@ -117,6 +117,17 @@ def test_graphs_answer_as_the_eager_engines(chain: list[tuple[Segment, bytes]], 
         for lengths in requests:
             run_both(chain, engines, lengths, seed)
     assert device.num_captured and device.num_launched > device.num_captured
+
+
+def test_rounded_sizes_fit_the_profiles_of_shrinking_lengths(chain: list[tuple[Segment, bytes]]) -> None:
+    segments, point = [segment for segment, _ in chain], OperatingPoint((1, 2, 3), (0.0, 0.0), (0, 2), (0.7, 0.5))
+    profiles = dict(zip((plan for _, plan in chain), shrink_profiles(PROFILE, segments, [point]), strict=True))
+    session = make_session(FakeDevice(), {plan: list_shapes(s, profiles[plan]) for s, plan in chain})
+    engines = [TensorRtEngine(plan, segment, session, BuildConfig(graph_tokens=200)) for segment, plan in chain]
+    for lengths in ([24, 3], [24, 3], [17], [17]):
+        found = Runtime(segments, engines, NUM_LABELS, SPLIT).run(inputs(lengths), point)
+        expected = Runtime(segments, [EagerEngine(s) for s in segments], NUM_LABELS, SPLIT).run(inputs(lengths), point)
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
 
 
 def test_sizes_that_round_up_alike_share_a_graph(chain: list[tuple[Segment, bytes]]) -> None:
