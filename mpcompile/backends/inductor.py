@@ -16,7 +16,7 @@ import torch.fx.experimental._config as fx_config
 
 from mpcompile.backends.cuda_graphs import GraphCache
 from mpcompile.backends.graph import GraphBackend
-from mpcompile.backends.size_buckets import count_rows, pad_inputs_maybe
+from mpcompile.backends.size_buckets import count_rows, find_longest, pad_inputs_maybe
 from mpcompile.errors import BackendError, BatchTooLarge
 from mpcompile.lowering import lower
 from mpcompile.segment import CARRIED, BuildConfig, Engine, OptimizationProfile, Samples, Segment
@@ -74,16 +74,17 @@ class InductorEngine:
         self._call: Call = torch.compile(graph_module, dynamic=True, fullgraph=True)
 
     def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        num_rows = count_rows(inputs)
-        longest = len(inputs["positions"]) if "positions" in inputs else inputs["input_ids"].shape[1]
-        if num_rows * longest > self._max_tokens:
+        num_rows, longest = count_rows(inputs), find_longest(inputs)
+        # One example alone is always tried: a limit found with many short ones says little about a long one.
+        if num_rows > 1 and num_rows * longest > self._max_tokens:
             raise self._find_room(num_rows, longest)
         try:
             # Without duck shapes: sizes that happen to be alike at the first call need not be at the second.
             with torch.inference_mode(), _without_duck_shapes():
                 outputs = self._run(inputs)
         except torch.OutOfMemoryError as error:
-            self._max_tokens = num_rows // 2 * longest
+            if num_rows > 1:
+                self._max_tokens = num_rows // 2 * longest
             raise self._find_room(num_rows, longest) from error
         # One that stays on a GPU is read by the next segment alone.
         stays = CARRIED if self._device.type != "cpu" else ()
@@ -114,7 +115,7 @@ class InductorEngine:
     def _find_room(self, num_rows: int, longest: int) -> BatchTooLarge:
         return BatchTooLarge(
             f"segment {self._index}: too little GPU memory for a batch of {num_rows} with {longest} tokens each",
-            int(min(self._max_tokens // longest, num_rows)),
+            0 if num_rows == 1 else max(int(self._max_tokens // longest), 1),
         )
 
     def _place(self, value: Any) -> torch.Tensor:

@@ -20,6 +20,11 @@ def count_rows(inputs: Mapping[str, Any]) -> int:
     return len(inputs["rows"] if "rows" in inputs else inputs["input_ids"])
 
 
+def find_longest(inputs: Mapping[str, Any]) -> int:
+    """Tokens of the longest example that a call answers."""
+    return len(inputs["positions"]) if "positions" in inputs else int(inputs["input_ids"].shape[1])
+
+
 def round_rows(num_rows: int) -> int:
     """The next power of two."""
     return 1 << (num_rows - 1).bit_length()
@@ -44,7 +49,7 @@ def pad_inputs_maybe(
             that what is added would cost more than it saves.
     """
     enters = "rows" in inputs
-    num_rows, longest = count_rows(inputs), len(inputs["positions"]) if enters else inputs["input_ids"].shape[1]
+    num_rows, longest = count_rows(inputs), find_longest(inputs)
     # A position that the segment before did not hand on cannot be gathered.
     length = max(longest, min(round_length(longest), inputs["hidden"].shape[1] if enters else max_length))
     num_rows = max(num_rows, min(round_rows(num_rows), max_rows))

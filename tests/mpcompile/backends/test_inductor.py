@@ -123,6 +123,23 @@ def test_batch_that_runs_out_of_memory_is_split_and_the_limit_is_kept(
     assert any("too little GPU memory for a batch of 8 with 9 tokens each" in r.message for r in caplog.records)
 
 
+def test_limit_of_short_texts_does_not_refuse_a_long_one(
+    segments: tuple[Segment, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, point = load(segments, None), OperatingPoint((3,), (), (0, 2), (0.7, 0.5))
+    whole = runtime.engines[0]._call
+
+    def call(**given: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        if len(given["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(**given)
+
+    monkeypatch.setattr(runtime.engines[0], "_call", call)
+    with torch.compiler.set_stance("force_eager"):
+        for lengths in ([4, 4], [30], [30, 30]):
+            assert (runtime.run(inputs(lengths), point).exit_layer == 3).all()
+
+
 def test_example_that_does_not_fit_alone_is_an_error(
     segments: tuple[Segment, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
