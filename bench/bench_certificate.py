@@ -20,7 +20,7 @@ from result_files import describe_machine, slug, write_result
 from scipy.special import bdtr
 from scipy.stats import beta
 
-from mpcompile.certify import p_value
+from mpcompile.compile.certify import p_value
 
 LEVEL = 0.05
 
@@ -55,7 +55,7 @@ SETTINGS = (
 
 
 def ours(difference: np.ndarray, max_drop: float) -> np.ndarray:
-    """`mpcompile.certify.p_value`; draws with the same counts share one evaluation."""
+    """`mpcompile.compile.certify.p_value`; draws with the same counts share one evaluation."""
     lost, won = (difference == 1), (difference == -1)
     counts = np.stack([lost.sum(1), won.sum(1)], axis=1)
     passes = {}

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from transformers.utils import logging as transformers_logging
 
 from mpcompile.backends import find_backend
-from mpcompile.capture import CapturedModel, capture
+from mpcompile.contract.segment import Backend, BuildConfig
 from mpcompile.cost.calibration import (
     FULL,
     HELD_OUT,
@@ -43,7 +43,7 @@ from mpcompile.cost.devices import find_device
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.cost.work import GraphWork, estimate_work
-from mpcompile.segment import Backend, BuildConfig
+from mpcompile.graph.capture import CapturedModel, capture
 
 TABLE = Path(__file__).with_name("tensorrt_bert_base.csv")
 SEGMENT_EXITS, SEGMENT_PRUNES = (1, 4, 8), (1, 3, 5, 9)

@@ -28,9 +28,9 @@ from systems import System
 from transformers.utils import logging as transformers_logging
 
 import mpcompile
-from mpcompile.data import labels_to_ids, load_examples
-from mpcompile.text import TextEncoder, TokenIds, batches_by_length
-from mpcompile.timing import Timing, measure_interleaved
+from mpcompile.compile.texts.examples import labels_to_ids, load_examples
+from mpcompile.cost.timing import Timing, measure_interleaved
+from mpcompile.runtime.tokens import TextEncoder, TokenIds, batches_by_length
 
 TARGETS = (4.0, 8.0, 12.0, 16.0, 24.0)
 Batch = dict[str, np.ndarray]

@@ -39,19 +39,19 @@ from systems import System
 from transformers.utils import logging as transformers_logging
 
 import mpcompile
-from mpcompile.answer import answer_texts
-from mpcompile.certify import bound_drop
-from mpcompile.compiler import open_context
-from mpcompile.context import TextPart, Texts, split_texts
-from mpcompile.data import labels_to_ids, load_examples
-from mpcompile.front import MeasuredPoint
+from mpcompile.compile.certify import bound_drop
+from mpcompile.compile.context import TextPart, Texts, split_texts
+from mpcompile.compile.measure.workload import build_workload
+from mpcompile.compile.optimize import open_context
+from mpcompile.compile.original import open_original
+from mpcompile.compile.reference import ask_original
+from mpcompile.compile.settings import Settings
+from mpcompile.compile.texts.examples import labels_to_ids, load_examples
+from mpcompile.contract.front import MeasuredPoint
+from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.progress import StageProgress
-from mpcompile.reference import ask_original
-from mpcompile.settings import Settings
-from mpcompile.source import open_original
-from mpcompile.text import TextEncoder, TokenIds, batches_by_length
-from mpcompile.timing import Timing, measure_interleaved
-from mpcompile.workload import build_workload
+from mpcompile.runtime.answer import answer_texts
+from mpcompile.runtime.tokens import TextEncoder, TokenIds, batches_by_length
 
 ORIGINAL, INT8, STUDENT, BOTH = "original (HF eager)", "OpenVINO int8 (NNCF)", "6-layer student, int8", "mpcompile"
 NUM_CALIBRATION = 100

@@ -20,10 +20,10 @@ from transformers import BertConfig, BertForSequenceClassification
 from mpcompile.backends.tensorrt.builder import BuilderOptions, build_engine
 from mpcompile.backends.tensorrt.loader import load_tensorrt
 from mpcompile.backends.tensorrt.profiles import find_shapes
-from mpcompile.capture import CapturedModel, capture
-from mpcompile.onnx_segments import export_onnx
-from mpcompile.partition import partition
-from mpcompile.segment import OptimizationProfile, Range, Segment
+from mpcompile.contract.segment import OptimizationProfile, Range, Segment
+from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.graph.onnx_segments import export_onnx
+from mpcompile.graph.segments import partition
 from passes import ExitHead
 
 PROFILE = OptimizationProfile(Range(1, 8, 64), Range(8, 128, 512))

@@ -18,7 +18,7 @@ from result_files import describe_machine, slug, write_result
 from smoke import run_or_smoke
 
 import mpcompile
-from mpcompile.data import Examples, labels_to_ids, load_examples
+from mpcompile.compile.texts.examples import Examples, labels_to_ids, load_examples
 from mpcompile.tuning import tune
 
 

@@ -32,18 +32,18 @@ from result_files import describe_machine, write_result
 from transformers import BertConfig, BertForSequenceClassification
 
 from mpcompile.backends import find_backend
-from mpcompile.build import make_runtime
-from mpcompile.capture import CapturedModel, capture
+from mpcompile.compile.build import make_runtime
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range
 from mpcompile.cost.devices import load_devices
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import declare_rates
+from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.cost.work import estimate_work
 from mpcompile.errors import MpcompileError
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.partition import partition
-from mpcompile.runtime import Runtime
-from mpcompile.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range
-from mpcompile.timing import Timing, measure_interleaved
+from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.graph.segments import partition
+from mpcompile.runtime.runtime import Runtime
 from passes import ExitHead
 
 EXITS = (4, 8)

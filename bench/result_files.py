@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from mpcompile.cores import count_cores
+from mpcompile.runtime.cores import count_cores
 
 
 def describe_machine() -> dict[str, object]:

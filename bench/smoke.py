@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from mpcompile.data import load_examples
+from mpcompile.compile.texts.examples import load_examples
 
 
 def run_or_smoke(

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import mpcompile
-from mpcompile.capture import capture
-from mpcompile.data import load_examples
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.source import open_original
-from mpcompile.text import TextEncoder
+from mpcompile.compile.original import open_original
+from mpcompile.compile.texts.examples import load_examples
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.graph.capture import capture
+from mpcompile.runtime.tokens import TextEncoder
 
 Batch = Mapping[str, np.ndarray]
 

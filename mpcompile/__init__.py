@@ -20,10 +20,10 @@ from mpcompile.errors import (
 )
 
 if TYPE_CHECKING:
-    from mpcompile.compiler import optimize
-    from mpcompile.loading import load
-    from mpcompile.optimized_model import OptimizedModel
-    from mpcompile.planning.planning import plan
+    from mpcompile.compile.optimize import optimize
+    from mpcompile.planning.plan import plan
+    from mpcompile.runtime.load import load
+    from mpcompile.runtime.model import OptimizedModel
 
 __version__ = "0.1.0"
 
@@ -43,10 +43,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "load": "mpcompile.loading",
-    "optimize": "mpcompile.compiler",
-    "OptimizedModel": "mpcompile.optimized_model",
-    "plan": "mpcompile.planning.planning",
+    "load": "mpcompile.runtime.load",
+    "optimize": "mpcompile.compile.optimize",
+    "OptimizedModel": "mpcompile.runtime.model",
+    "plan": "mpcompile.planning.plan",
 }
 
 

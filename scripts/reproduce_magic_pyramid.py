@@ -26,35 +26,35 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
-from mpcompile.adapt.elastic import ElasticHeads
-from mpcompile.adapt.losses import find_loss
-from mpcompile.adapt.thresholds import Pyramid, ThresholdSettings, train_thresholds
-from mpcompile.adapt.trainer import ElasticSettings
-from mpcompile.answer import answer_texts
-from mpcompile.build import build_plans, make_runtime
-from mpcompile.choosing import find_exits, measure_cost_model
-from mpcompile.compiler import open_context
-from mpcompile.context import Context, TextPart, encode_examples
+from mpcompile.compile.adapt.elastic import ElasticHeads
+from mpcompile.compile.adapt.finetune import adopt, split_validation, teach, train_first_heads
+from mpcompile.compile.adapt.losses import find_loss
+from mpcompile.compile.adapt.token_thresholds import Pyramid, ThresholdSettings, train_thresholds
+from mpcompile.compile.adapt.trainer import ElasticSettings
+from mpcompile.compile.build import build_plans, make_runtime
+from mpcompile.compile.choose.choosing import find_exits, measure_cost_model
+from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule, keep_schedules
+from mpcompile.compile.choose.held_out import HeldOut
+from mpcompile.compile.choose.point_search import PointSearch
+from mpcompile.compile.choose.pricing import Pricer
+from mpcompile.compile.context import Context, TextPart, encode_examples
+from mpcompile.compile.measure.front import Systems
+from mpcompile.compile.measure.workload import build_workload
+from mpcompile.compile.optimize import open_context
+from mpcompile.compile.original import open_original
+from mpcompile.compile.reference import ask_original, build_unpruned, unpruned_point
+from mpcompile.compile.settings import Settings
+from mpcompile.compile.texts.examples import load_examples
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import default_profile
 from mpcompile.cost.model import CostModel
-from mpcompile.data import load_examples
+from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.errors import DataError, MpcompileError
-from mpcompile.features import FeatureCollector, KeepSchedule, keep_schedules
-from mpcompile.finetuning import adopt, split_validation, teach, train_first_heads
-from mpcompile.measuring import Systems
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.partition import partition
+from mpcompile.graph.segments import partition
 from mpcompile.progress import StageProgress
-from mpcompile.reference import ask_original, build_unpruned, unpruned_point
-from mpcompile.runtime import Runtime
-from mpcompile.search.front import PointSearch
-from mpcompile.search.held_out import HeldOut
-from mpcompile.search.pricing import Pricer
-from mpcompile.segment import default_profile
-from mpcompile.settings import Settings
-from mpcompile.source import open_original
-from mpcompile.store import digest_arrays
-from mpcompile.timing import Timing, measure_interleaved
-from mpcompile.workload import build_workload
+from mpcompile.runtime.answer import answer_texts
+from mpcompile.runtime.runtime import Runtime
+from mpcompile.store.results import digest_arrays
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from result_files import describe_machine, slug, write_result

@@ -65,9 +65,9 @@ def loaded_by(statement: str) -> set[str]:
     [
         "mpcompile",
         "mpcompile.errors",
-        "mpcompile.segment",
-        "mpcompile.operating_point",
-        "mpcompile.runtime",
+        "mpcompile.contract.segment",
+        "mpcompile.contract.operating_point",
+        "mpcompile.runtime.runtime",
         "mpcompile.tuning",
     ],
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mpcompile.contract.segment import Backend
 from mpcompile.errors import BackendError
-from mpcompile.segment import Backend
 
 BACKENDS = ("openvino", "eager", "inductor", "tensorrt")
 DEVICES = ("auto", "cpu", "cuda")
@@ -33,19 +33,19 @@ def find_backend(name: str, device: str = "auto", builder: str = "auto") -> Back
         where, others = ("the CPU", "'tensorrt' or 'inductor'") if name in _ON_CPU else ("a GPU", "'openvino'")
         raise BackendError(f"device {device!r}: backend {name!r} runs on {where}; pass backend={others}")
     if name in ("auto", "openvino"):
-        from mpcompile.backends.openvino import OpenVinoBackend
+        from mpcompile.backends.openvino.backend import OpenVinoBackend
 
         return OpenVinoBackend()
     if name == "eager":
-        from mpcompile.backends.eager import EagerBackend
+        from mpcompile.backends.torch.eager import EagerBackend
 
         return EagerBackend()
     if name == "inductor":
-        from mpcompile.backends.inductor import InductorBackend
+        from mpcompile.backends.torch.inductor import InductorBackend
 
         return InductorBackend(device)
     if name == "tensorrt":
-        from mpcompile.backends.tensorrt import TensorRtBackend
+        from mpcompile.backends.tensorrt.backend import TensorRtBackend
 
         return TensorRtBackend("onnx" if builder == "auto" else builder)
     raise BackendError(f"backend {name!r}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")

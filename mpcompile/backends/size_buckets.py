@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.segment import FIRST_INPUTS
+from mpcompile.contract.segment import FIRST_INPUTS
 
 _FINE, _COARSE, _FINE_TO = 16, 32, 128
 
@@ -42,7 +42,7 @@ def pad_inputs_maybe(
     """Inputs of a segment with sizes rounded up, None where that does not pay.
 
     Args:
-        inputs: see `mpcompile.segment`; `hidden`, `mask` and `token_positions` may lie anywhere and stay as they are.
+        inputs: see `contract.segment`; `hidden`, `mask` and `token_positions` may lie anywhere and stay as they are.
         max_rows: examples that the engine takes.
         max_length: tokens that it takes.
         max_tokens: rows times tokens, with what is added. More keep the device busy for longer than launches take, so

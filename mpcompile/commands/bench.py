@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from mpcompile.benchmark import benchmark_artifact, format_rows
+    from mpcompile.compile.measure.benchmark import benchmark_artifact, format_rows
 
     for name, values in (
         ("batch-size", options.batch_size),

@@ -24,9 +24,9 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from mpcompile.backends.tensorrt.builder import BuilderOptions
-    from mpcompile.bundle import build_bundle, describe_engines
+    from mpcompile.compile.bundle import build_bundle, describe_engines
     from mpcompile.progress import StageProgress
-    from mpcompile.store import Store
+    from mpcompile.store.results import Store
 
     workspace = None if options.workspace_mib is None else options.workspace_mib * 2**20
     settings = BuilderOptions(tuple(options.targets), workspace)

@@ -25,10 +25,10 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from mpcompile.backends import find_backend
+    from mpcompile.contract.segment import BuildConfig, fastest_float
     from mpcompile.cost.profiles import describe_profile, find_profile
     from mpcompile.progress import StageProgress
-    from mpcompile.segment import BuildConfig, fastest_float
-    from mpcompile.store import Store
+    from mpcompile.store.results import Store
 
     silence_transformers()
     backend = find_backend(options.backend)

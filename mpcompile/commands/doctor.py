@@ -17,6 +17,6 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from mpcompile.inspection import describe_doctor, examine_machine
+    from mpcompile.commands.inspection import describe_doctor, examine_machine
 
     show(json.dumps(examine_machine()) if options.json else describe_doctor())

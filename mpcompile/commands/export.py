@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from mpcompile.bundle import export_bundle
+    from mpcompile.compile.bundle import export_bundle
     from mpcompile.progress import StageProgress
 
     silence_transformers()

@@ -19,6 +19,6 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from mpcompile.inspection import describe_artifact, inspect_artifact
+    from mpcompile.commands.inspection import describe_artifact, inspect_artifact
 
     show(json.dumps(inspect_artifact(options.directory)) if options.json else describe_artifact(options.directory))

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     import mpcompile
-    from mpcompile.artifact import check_target_directory
+    from mpcompile.runtime.artifact import check_target_directory
 
     check_target_directory(options.out)
     silence_transformers()

@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     import mpcompile
-    from mpcompile.data import load_examples
-    from mpcompile.predictions import tabulate_predictions, tabulate_vectors
+    from mpcompile.compile.texts.examples import load_examples
+    from mpcompile.runtime.predictions import tabulate_predictions, tabulate_vectors
 
     examples = load_examples(options.file, name="file")
     optimized = mpcompile.load(options.directory)

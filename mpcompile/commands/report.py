@@ -20,9 +20,9 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from mpcompile.artifact import REPORT, read_manifest
-    from mpcompile.pictures.page import PAGE, find_missing_maybe, render_page
-    from mpcompile.report import Report
+    from mpcompile.report.page import PAGE, find_missing_maybe, render_page
+    from mpcompile.report.report import Report
+    from mpcompile.runtime.artifact import REPORT, read_manifest
 
     missing = find_missing_maybe()
     if missing is not None:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares
 
-from mpcompile.capture import CapturedModel, capture
+from mpcompile.contract.operating_point import OperatingPoint, count_kept
+from mpcompile.contract.segment import Backend, BuildConfig, Engine, Segment, default_profile
 from mpcompile.cost.rates import Rates
 from mpcompile.cost.roofline import predict_region
+from mpcompile.cost.timing import measure_interleaved
 from mpcompile.cost.work import GraphWork, Work, estimate_work
-from mpcompile.operating_point import OperatingPoint, count_kept
-from mpcompile.partition import partition
-from mpcompile.segment import Backend, BuildConfig, Engine, Segment, default_profile
-from mpcompile.timing import measure_interleaved
+from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.graph.segments import partition
 from passes import ExitHead
 
 FITTED = (

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
+from mpcompile.contract.operating_point import OperatingPoint, count_left
 from mpcompile.cost.model import CostModel
-from mpcompile.operating_point import OperatingPoint, count_left
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mpcompile.contract.segment import Backend, BuildConfig
 from mpcompile.cost.calibration import FITTED, FULL, QUICK, Grid, Profile, calibrate
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.rates import Rates, declare_rates
-from mpcompile.segment import Backend, BuildConfig
-from mpcompile.store import Store
+from mpcompile.store.results import Store
 
 FORMAT = 2
 """Changes with what is measured or fitted, so that profiles of before are not found."""

@@ -71,7 +71,7 @@ def trace_operators(graph_module: GraphModule, hidden_size: int, max_length: int
     """Lists the operators of a captured, rewritten or split graph in the order they run.
 
     Args:
-        graph_module: its inputs are named as in `mpcompile.segment`; a segment's survivors are
+        graph_module: its inputs are named as in `mpcompile.contract.segment`; a segment's survivors are
             taken to be the whole batch before it (R = B, L = S).
         hidden_size: D.
         max_length: tokens that the model reads at most.

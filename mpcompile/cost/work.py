@@ -18,12 +18,12 @@ import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from mpcompile.capture import CapturedModel
+from mpcompile.contract.operating_point import OperatingPoint, count_kept
+from mpcompile.contract.segment import Segment
 from mpcompile.cost.fusion import FUSIONS, Fusion, Group, Product, fuse
 from mpcompile.cost.tracing import BATCH, LENGTH, kept_symbol, trace_operators
-from mpcompile.operating_point import OperatingPoint, count_kept
-from mpcompile.partition import rewrite
-from mpcompile.segment import Segment
+from mpcompile.graph.capture import CapturedModel
+from mpcompile.graph.segments import rewrite
 from passes import ExitHead, find_exits
 from passes.encoder import find_layers
 from passes.ops import enter_segment, prune_tokens

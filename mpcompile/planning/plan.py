@@ -1,206 +1,201 @@
-"""A plan: what would meet a target on a device, and why; written for later. Imports no torch."""
+"""`plan`: from a model and the name of a device to what would meet a target there."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+import numpy as np
 
-from mpcompile.cost.expected import SegmentTime
-from mpcompile.errors import SettingError
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.tables import render
+from mpcompile.backends import find_backend
+from mpcompile.compile.original import Original, open_original
+from mpcompile.compile.texts.examples import load_examples
+from mpcompile.contract.front import check_target
+from mpcompile.contract.segment import BuildConfig
+from mpcompile.contract.task import Task
+from mpcompile.cost.calibration import Profile
+from mpcompile.cost.devices import Device, find_device
+from mpcompile.cost.forecast import Memory, Plan
+from mpcompile.cost.model import CostModel
+from mpcompile.cost.profiles import PRESENT_MACHINE, find_kept_profile
+from mpcompile.cost.rates import declare_rates
+from mpcompile.cost.work import estimate_work
+from mpcompile.errors import BackendError, SettingError
+from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.planning.planner import Candidate, Planner, count_activation_bytes
+from mpcompile.progress import StageProgress
+from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.store.results import Store
 
-FORMAT, FORMAT_VERSION = "mpcompile-plan", 1
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_LENGTH = 128
+"""Tokens of an example when neither texts nor a length are given: what public BERT latencies are given for."""
+CONTEXT_BYTES = {"gpu": 5e8, "cpu": 2e8}
+"""Driver, libraries and runtime in memory, estimates: a CUDA context with TensorRT's kernels takes 0.3 to 0.8 GB
+(https://github.com/NVIDIA/TensorRT/issues/1858), OpenVINO with Python about 0.2 GB."""
+ROOMY = 0.8
+"""Share of the memory that may be filled before the plan warns."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What an engine chain occupies on a device, in bytes.
+def plan(
+    model: PreTrainedModel | str | Path,
+    device: str,
+    target_speedup: float,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Any = None,
+    seq_len: int | None = None,
+    batch_size: int = 1,
+    precision: str = "auto",
+    devices: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Plan:
+    """Plans a model for a device that need not be at hand: nothing is trained, built or timed.
 
-    Attributes:
-        weights: all parameters in the precision of the plan.
-        activations: the largest kernel's operands and results at the largest batch and length.
-        context: of the driver and the libraries, an estimate.
-        device: what the device has.
+    Args:
+        model: a transformers sequence classifier, a path to one or a hub id.
+        device: a name of the devices file, such as "jetson-orin-nano".
+        target_speedup: times the unpruned model through the same kind of engines on that device; 1 to 100.
+        tokenizer: found beside the model when it is a path or id; needed for texts alone.
+        texts: whose lengths to plan for; see `optimize`.
+        seq_len: tokens of every example, instead of texts; 128 without either.
+        batch_size: examples that run together.
+        precision: "auto" is f16 on a GPU, and the fastest floating-point precision of a CPU.
+        devices: file of devices instead of the packaged one.
+        cache_dir: where measured profiles of this machine are kept; None is the user's cache directory.
+        progress: whether to draw progress bars.
+
+    Raises:
+        SettingError: when an option has a value that is not allowed, or the device is not known.
+        CaptureError: when the model is not an encoder that is understood.
+        DataError: when texts are malformed.
+        TargetUnreachable: when the target is out of reach; with the floor and the best reachable number.
     """
-
-    weights: float
-    activations: float
-    context: float
-    device: float
-
-    @property
-    def total(self) -> float:
-        """Bytes that are needed."""
-        return self.weights + self.activations + self.context
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a model needs to reach a target on a device. All times are predicted, per batch.
-
-    Attributes:
-        model: what was planned for.
-        device: name of the device.
-        precision: of its engines.
-        batch_size: examples of a batch.
-        mean_length: tokens of an example, on average.
-        target_speedup: asked, times the unpruned model through the same engines.
-        unpruned_s: time of the unpruned model as one engine.
-        floor_s: the same when all tokens but [CLS] are deleted before the first layer: what pruning cannot remove.
-        reachable_speedup: of the fastest point that the planner knows.
-        speedup: of the plan.
-        point: keep ratios and exits of the plan; thresholds are chosen when heads are trained.
-        exit_share: share of the examples that must leave at each off-ramp that they meet.
-        segments: time of each engine.
-        memory: against the device's.
-        fixed_share: share of the unpruned time that does not depend on the number of tokens.
-        notes: what to know about the prediction.
-    """
-
-    model: str
-    device: str
-    precision: str
-    batch_size: int
-    mean_length: float
-    target_speedup: float
-    unpruned_s: float
-    floor_s: float
-    reachable_speedup: float
-    speedup: float
-    point: OperatingPoint
-    exit_share: float
-    segments: tuple[SegmentTime, ...]
-    memory: Memory
-    fixed_share: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def predicted_s(self) -> float:
-        """Seconds of a batch."""
-        return self.unpruned_s / self.speedup
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **values,
-            "predicted_s": self.predicted_s,
-            "point": self.point.to_json(),
-            "segments": [dataclasses.asdict(segment) for segment in self.segments],
-            "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def load(cls, path: str | Path) -> Plan:
-        """Reads a plan that `mpcompile plan --out` wrote.
-
-        Raises:
-            SettingError: when the file cannot be read or is not a plan.
-        """
-        try:
-            values = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise SettingError(f"plan {path}: cannot be read: {error}; make one with mpcompile plan --out") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise SettingError(f"plan {path}: not a plan of mpcompile; make one with mpcompile plan --out")
-        if values.get("format_version") != FORMAT_VERSION:
-            raise SettingError(
-                f"plan {path}: format {values.get('format_version')}, this version reads {FORMAT_VERSION}; plan again"
-            )
-        try:
-            return cls._from_json(values)
-        except (KeyError, TypeError, AttributeError, SettingError) as error:
-            raise SettingError(f"plan {path}: lacks what its format needs ({error!r}); plan again") from error
-
-    @classmethod
-    def _from_json(cls, values: dict[str, Any]) -> Plan:
-        fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        memory = Memory(**{field.name: values["memory"][field.name] for field in dataclasses.fields(Memory)})
-        segments = tuple(SegmentTime(**segment) for segment in values["segments"])
-        point = OperatingPoint.from_json(values["point"])
-        if not all(isinstance(layer, int) for layer in (*point.exit_layers, *point.prune_layers)):
-            raise TypeError(f"point: layers {point.exit_layers} and {point.prune_layers}")
-        fields |= {"point": point, "segments": segments, "memory": memory, "notes": (*values["notes"],)}
-        plan = cls(**fields)
-        parts: tuple[Plan | Memory | SegmentTime, ...] = (plan, memory, *segments)
-        for part in parts:
-            _check_kinds(part)
-        return plan
-
-    def __str__(self) -> str:
-        return render(self._summary(), self._table(), *(f"note: {note}" for note in self.notes))
-
-    def _summary(self) -> Table:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="bold")
-        table.add_column()
-        batch = f"batch of {self.batch_size}, {self.mean_length:.0f} tokens on average, {self.precision}"
-        table.add_row("device", f"{self.device}, {batch}")
-        table.add_row("unpruned", f"{_ms(self.unpruned_s)} in one engine")
-        table.add_row(
-            "floor",
-            f"{_ms(self.floor_s)} with all tokens but [CLS] deleted: pruning alone ends at "
-            f"{self.unpruned_s / self.floor_s:.1f}x",
-        )
-        reason = f"{100 * self.fixed_share:.0f}% of the unpruned time does not depend on the number of tokens"
-        reachable = math.floor(10 * self.reachable_speedup) / 10  # rounded up it would be refused
-        table.add_row("reachable", f"{reachable:.1f}x with exits; {reason}")
-        table.add_row("plan", f"{_ms(self.predicted_s)}, {self.speedup:.1f}x (asked: {self.target_speedup:g}x)")
-        table.add_row("keep ratios", self._describe_keep())
-        table.add_row("exits", self._describe_exits())
-        needed, has = self.memory.total / 1e6, self.memory.device / 1e6
-        table.add_row(
-            "memory",
-            f"{needed:.0f} MB of {has:.0f} MB: weights {self.memory.weights / 1e6:.0f}, "
-            f"activations {self.memory.activations / 1e6:.0f}, driver and libraries {self.memory.context / 1e6:.0f}",
-        )
-        return table
-
-    def _describe_keep(self) -> str:
-        pairs = zip(self.point.prune_layers, self.point.keep_ratios, strict=True)
-        pruned = [f"layer {layer}: {ratio:g}" for layer, ratio in pairs if ratio < 1.0]
-        return ", ".join(pruned) if pruned else "all tokens are kept"
-
-    def _describe_exits(self) -> str:
-        if len(self.point.exit_layers) == 1:
-            return "none"
-        early = ", ".join(map(str, self.point.exit_layers[:-1]))
-        return f"after layers {early}: {100 * self.exit_share:.0f}% of the examples that come by must leave at each"
-
-    def _table(self) -> Table:
-        table = Table(title="engines", title_justify="left")
-        for name in ("layers", "examples", "tokens in", "tokens out", "predicted", "share"):
-            table.add_column(name, justify="right")
-        for segment in self.segments:
-            table.add_row(
-                f"{segment.first}-{segment.exit_layer}",
-                f"{100 * segment.survival:.0f}%",
-                f"{segment.tokens:.0f}",
-                f"{segment.tokens_left:.0f}",
-                _ms(segment.predicted_s),
-                f"{100 * segment.predicted_s / self.predicted_s:.0f}%",
-            )
-        return table
+    check_target(target_speedup)
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 4096:
+        raise SettingError(f"batch_size: {batch_size!r}; a whole number from 1 to 4096 is expected")
+    found = find_device(device, None if devices is None else Path(devices))
+    precision = _choose_precision(found, precision)
+    original = open_original(model, tokenizer)
+    with StageProgress(progress) as bars, original.evaluating():
+        with bars.stage("capture"):
+            captured = capture(original.model, original.pooling.normalise)
+        lengths = _find_lengths(original, captured, texts, seq_len)
+        with bars.stage("count the work"):
+            cost, notes = _cost_model(captured, found, precision, Store(None if cache_dir is None else Path(cache_dir)))
+        planner = Planner(cost, lengths, batch_size, captured.task.has_exits)
+        with bars.stage("search") as stage:
+            candidate, reachable = planner.plan(target_speedup, stage)
+    memory = _estimate_memory(original, cost, found, candidate, batch_size, int(lengths.max()))
+    return Plan(
+        model=original.name,
+        device=found.name,
+        precision=precision,
+        batch_size=batch_size,
+        mean_length=float(lengths.mean()),
+        target_speedup=target_speedup,
+        unpruned_s=planner.unpruned_s,
+        floor_s=planner.floor_s,
+        reachable_speedup=reachable,
+        speedup=planner.unpruned_s / candidate.seconds,
+        point=dataclasses.replace(candidate.point, precision=precision),
+        exit_share=candidate.exit_share,
+        segments=candidate.segments,
+        memory=memory,
+        fixed_share=planner.fixed_share(),
+        notes=(*notes, *_exit_notes(captured.task), *_memory_notes(memory, found)),
+    )
 
 
-def _check_kinds(part: Plan | Memory | SegmentTime) -> None:
-    """Raises TypeError where a text or a number is something else."""
-    for field in dataclasses.fields(part):
-        value, kind = getattr(part, field.name), _KINDS.get(str(field.type), object)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"{field.name}: {value!r}")
+def _choose_precision(device: Device, precision: str) -> str:
+    if precision == "auto":
+        native = _list_native() if device.name == PRESENT_MACHINE else ("f16", "bf16", "f32")
+        return next(name for name in native if name in device.peak_flops_per_s)
+    if precision not in device.peak_flops_per_s:
+        allowed = ", ".join(device.peak_flops_per_s)
+        raise SettingError(f"precision: {precision!r}; {device.name} has {allowed}: choose one of these or auto")
+    return precision
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+def _list_native() -> tuple[str, ...]:
+    """Precisions of this machine, the fastest first: what `mpcompile calibrate` measures, too."""
+    try:
+        precisions = find_backend("openvino").precisions()
+        return tuple(name for name in precisions[::-1] if name != "int8")
+    except BackendError:
+        return ("bf16", "f32")
+
+
+def _find_lengths(original: Original, captured: CapturedModel, texts: Any, seq_len: int | None) -> np.ndarray:
+    """Tokens of the workload's examples."""
+    longest = captured.max_length
+    if texts is None:
+        length = min(DEFAULT_LENGTH, longest) if seq_len is None else seq_len
+        if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= longest:
+            raise SettingError(f"seq_len: {length!r}; a whole number from 2 to {longest}, what the model reads")
+        return np.array([length])
+    if seq_len is not None:
+        raise SettingError(f"seq_len: {seq_len!r} beside texts; texts have lengths of their own: give one of the two")
+    if original.tokenizer is None:
+        raise SettingError(f"tokenizer: none found beside {original.name}, and texts need one; give a length instead")
+    examples = load_examples(texts)
+    encoder = TextEncoder.from_transformers(original.tokenizer, longest)
+    return np.array([max(len(tokens), 1) for tokens in encoder.encode(examples.texts, examples.text_pairs)])
+
+
+def _cost_model(
+    captured: CapturedModel, device: Device, precision: str, store: Store
+) -> tuple[CostModel, tuple[str, ...]]:
+    """The cost model on a device: measured where it is this machine and was measured, else declared."""
+    backend = "tensorrt" if device.kind == "gpu" else "openvino"
+    rates = declare_rates(device, precision)
+    note = (
+        f"times follow from datasheets (devices.toml); time of arithmetic scaled by {device.arithmetic_scale:g}, "
+        f"{device.sources['arithmetic_scale']}"
+    )
+    if device.name == PRESENT_MACHINE:
+        profile = _find_profile(precision, store)
+        note = "times follow from declared numbers; run mpcompile calibrate on the machine for measured ones"
+        if profile is not None:
+            rates = profile.rates
+            note = f"times follow from a measured profile of this machine, median error {profile.median_error:.0%}"
+    work = estimate_work(captured, backend)
+    return CostModel(work, rates, max_length=captured.max_length), (note,)
+
+
+def _find_profile(precision: str, store: Store) -> Profile | None:
+    """This machine's, where it can run that precision at all."""
+    try:
+        backend = find_backend("openvino")
+    except BackendError:
+        return None
+    return find_kept_profile(backend, precision, BuildConfig(), store)
+
+
+def _estimate_memory(
+    original: Original, cost: CostModel, device: Device, candidate: Candidate, batch_size: int, seq_len: int
+) -> Memory:
+    parameters = sum(value.numel() for value in original.model.parameters())
+    return Memory(
+        weights=float(parameters * cost.rates.activation_bytes),
+        activations=count_activation_bytes(cost, candidate.point, batch_size, seq_len),
+        context=CONTEXT_BYTES[device.kind],
+        device=float(device.memory_bytes),
+    )
+
+
+def _exit_notes(task: Task) -> tuple[str, ...]:
+    return () if task.has_exits else (task.explain_no_exits(),)
+
+
+def _memory_notes(memory: Memory, device: Device) -> tuple[str, ...]:
+    if memory.total <= ROOMY * memory.device:
+        return ()
+    return (
+        f"memory: {memory.total / 1e9:.2f} GB are needed of the {memory.device / 1e9:.2f} GB of {device.name}; "
+        "take a smaller batch or precision",
+    )

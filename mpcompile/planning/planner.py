@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpcompile.compile.choose.features import exit_candidates, keep_schedules
+from mpcompile.contract.operating_point import OperatingPoint, count_left
 from mpcompile.cost.expected import ExpectedTime, SegmentTime, total_seconds
 from mpcompile.cost.model import CostModel
 from mpcompile.errors import TargetUnreachable
-from mpcompile.features import exit_candidates, keep_schedules
-from mpcompile.operating_point import OperatingPoint, count_left
 
 KEEP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Of every layer that prunes; six layers at 0.2 leave one token of 512."""

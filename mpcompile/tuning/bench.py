@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 import mpcompile
-from mpcompile.cores import count_cores
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.runtime import Runner
-from mpcompile.segment import OptimizationProfile
-from mpcompile.timing import measure_interleaved
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import OptimizationProfile
+from mpcompile.cost.timing import measure_interleaved
+from mpcompile.runtime.cores import count_cores
+from mpcompile.runtime.runtime import Runner
 from mpcompile.tuning.builder import BuiltVariant, VariantBuilder, strip_graphs
 from mpcompile.tuning.retiming import Times, retime
 from mpcompile.tuning.space import Machine

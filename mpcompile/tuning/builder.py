@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mpcompile.artifact import MANIFEST, REPORT, Manifest, read_manifest
 from mpcompile.backends import find_backend
-from mpcompile.backends.quantise import find_quantiser
-from mpcompile.build import build_plans, make_runner
+from mpcompile.backends.openvino.quantise import find_quantiser
+from mpcompile.compile.build import build_plans, make_runner
+from mpcompile.compile.recording import CalibrationTexts
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import BuildConfig, OptimizationProfile, Segment, default_profile
 from mpcompile.errors import SettingError
-from mpcompile.loading import Sources, load_sources, plan_path
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.recording import CalibrationTexts
-from mpcompile.report import Report
-from mpcompile.runtime import Runner
-from mpcompile.segment import BuildConfig, OptimizationProfile, Segment, default_profile
-from mpcompile.store import Store, digest
+from mpcompile.report.report import Report
+from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, read_manifest
+from mpcompile.runtime.load import Sources, load_sources, plan_path
+from mpcompile.runtime.runtime import Runner
+from mpcompile.store.results import Store, digest
 from mpcompile.tuning.cuts import Cuts, find_cuts, find_used_cuts, fit_point_maybe, merge_split_tokens
 from mpcompile.tuning.variant import SPLIT_SCALES, Variant
 
@@ -179,7 +179,7 @@ class VariantBuilder:
         return segments, tuple(plans)
 
     def _partition(self, cuts: Cuts, precision: str) -> tuple[Segment, ...]:
-        from mpcompile.partition import partition
+        from mpcompile.graph.segments import partition
 
         captured, end = self.sources.captured, cuts.exit_layers[-1]
         heads = {layer: head for layer, head in self.sources.heads.items() if layer in cuts.exit_layers}

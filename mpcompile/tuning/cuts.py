@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.segment import Segment
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import Segment
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import BuildConfig
+from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
 from mpcompile.cost.work import estimate_work
-from mpcompile.cost.workload import Chain, predict_workload
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.segment import BuildConfig
 from mpcompile.tuning.builder import VariantBuilder
 from mpcompile.tuning.cuts import find_used_cuts, fit_point_maybe, merge_split_tokens
 from mpcompile.tuning.variant import Variant

@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from mpcompile.artifact import MODEL
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.runtime import Runner
-from mpcompile.source import open_original
-from mpcompile.timing import measure_interleaved
+from mpcompile.compile.original import open_original
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.cost.timing import measure_interleaved
+from mpcompile.runtime.artifact import MODEL
+from mpcompile.runtime.runtime import Runner
 from mpcompile.tuning.builder import VariantBuilder
 from mpcompile.tuning.cuts import find_cuts, fit_point_maybe
 from mpcompile.tuning.variant import Variant

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mpcompile.front import MeasuredPoint
-from mpcompile.report import Report, split_gain
+from mpcompile.contract.front import MeasuredPoint
+from mpcompile.report.report import Report, split_gain
 from mpcompile.tuning.retiming import PointTimes, Times
 from mpcompile.tuning.variant import Variant
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mpcompile.front import MeasuredPoint
+from mpcompile.contract.front import MeasuredPoint
 from mpcompile.tuning.cuts import Cuts, find_used_cuts
 from mpcompile.tuning.variant import CUTS, PROFILES, SPLIT_SCALES, Variant
 

@@ -19,8 +19,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from mpcompile.studies.ownership import check_identity, is_given_up, sign
-from mpcompile.studies.storage import hide_password, open_storage, using_storage
+from mpcompile.store.studies.ownership import check_identity, is_given_up, sign
+from mpcompile.store.studies.storage import hide_password, open_storage, using_storage
 from mpcompile.tuning.space import Space
 from mpcompile.tuning.variant import Variant
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import mpcompile
-from mpcompile.artifact import MANIFEST, REPORT, Manifest, check_target_directory, read_manifest
 from mpcompile.errors import SettingError, TuningError
 from mpcompile.progress import StageProgress
-from mpcompile.report import Report
-from mpcompile.store import digest
-from mpcompile.studies.storage import find_default_url, hide_password
+from mpcompile.report.report import Report
+from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, check_target_directory, read_manifest
+from mpcompile.store.results import digest
+from mpcompile.store.studies.storage import find_default_url, hide_password
+from mpcompile.tuning.batches import TuningWorkload, build_tuning_workload
 from mpcompile.tuning.bench import Job
 from mpcompile.tuning.cuts import find_cuts
 from mpcompile.tuning.final import Decision, decide
@@ -31,7 +32,6 @@ from mpcompile.tuning.space import Limits, Machine, Space, allow_points, build_s
 from mpcompile.tuning.study import TuningStudy
 from mpcompile.tuning.trials import Budget, Rules, search
 from mpcompile.tuning.variant import Variant
-from mpcompile.tuning.workload import TuningWorkload, build_tuning_workload
 from mpcompile.tuning.writing import copy_artifact, tune_manifest, write_tuned
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from mpcompile.artifact import EXITS, REPORT, Manifest, replace_directory, write_manifest
-from mpcompile.loading import write_plans
-from mpcompile.pictures.page import PAGE, write_page_maybe
-from mpcompile.report import Report
+from mpcompile.report.page import PAGE, write_page_maybe
+from mpcompile.report.report import Report
+from mpcompile.runtime.artifact import EXITS, REPORT, Manifest, replace_directory, write_manifest
+from mpcompile.runtime.load import write_plans
 from mpcompile.tuning.builder import BuiltVariant
 from mpcompile.tuning.space import Machine
 

@@ -10,16 +10,16 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
-from mpcompile.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
 from mpcompile.backends import find_backend
-from mpcompile.capture import CapturedModel, capture
-from mpcompile.front import MeasuredPoint
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.partition import partition
-from mpcompile.report import Report
-from mpcompile.requests import ModelSignature
-from mpcompile.segment import BuildConfig, default_profile, fastest_float
-from mpcompile.text import TextEncoder
+from mpcompile.contract.front import MeasuredPoint
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import BuildConfig, default_profile, fastest_float
+from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.graph.segments import partition
+from mpcompile.report.report import Report
+from mpcompile.runtime.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
+from mpcompile.runtime.requests import ModelSignature
+from mpcompile.runtime.tokens import TextEncoder
 from tests.models import build_head
 from tests.mpcompile.remembered import Remembered
 
@@ -169,15 +169,15 @@ def remembered() -> Remembered:
 def capture_once(remembered: Remembered) -> Iterator[None]:
     """Captures each model once for all jobs of a module, which takes more than half of their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpcompile.compiler.capture", remembered.capture)
-        patch.setattr("mpcompile.choosing.estimate_work", remembered.estimate_work)
+        patch.setattr("mpcompile.compile.optimize.capture", remembered.capture)
+        patch.setattr("mpcompile.compile.choose.choosing.estimate_work", remembered.estimate_work)
         yield
 
 
 @pytest.fixture
 def capture_anew(capture_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Undoes `capture_once` for a test of what `capture` does to the model."""
-    monkeypatch.setattr("mpcompile.compiler.capture", capture)
+    monkeypatch.setattr("mpcompile.compile.optimize.capture", capture)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import copy
 
 from transformers import PreTrainedModel
 
-from mpcompile.capture import CapturedModel, capture
+from mpcompile.compile.original import Original
 from mpcompile.cost.work import GraphWork, estimate_work
-from mpcompile.source import Original
+from mpcompile.graph.capture import CapturedModel, capture
 
 
 class Remembered:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from mpcompile.capture import capture
-from mpcompile.partition import partition
+from mpcompile.graph.capture import capture
+from mpcompile.graph.segments import partition
 from passes import LowerPrecision, SpellOutAttention, run_passes
 from passes.encoder import ATTENTION
 from tests.models import build_head, count_ops, family_model, random_batch, run_recorded

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from mpcompile.data import load_examples
+from mpcompile.compile.texts.examples import load_examples
 from mpcompile.errors import DataError
 
 PACKAGES = ("jinja2", "networkx")

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from mpcompile.data import labels_to_ids
+from mpcompile.compile.texts.examples import labels_to_ids
 from mpcompile.errors import DataError, SettingError
 
 WORDS = ("good", "bad", "film", "plot", "very", "the", "a")

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.backends.cuda_graphs import GraphCache
+from mpcompile.backends.replays import GraphCache
 from mpcompile.backends.size_buckets import count_rows, pad_inputs_maybe
 from mpcompile.backends.tensorrt.cuda import DeviceMemoryError
 from mpcompile.backends.tensorrt.session import Buffer, Session
+from mpcompile.contract.onnx_names import name_output
+from mpcompile.contract.segment import CARRIED, BuildConfig, Segment, size_names
 from mpcompile.cost.devices import ELEMENT_BYTES
 from mpcompile.errors import BackendError, BatchTooLarge
-from mpcompile.onnx_names import name_output
-from mpcompile.segment import CARRIED, BuildConfig, Segment, size_names
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import inspect
 from typing import Any
 
 from mpcompile.backends.tensorrt.profiles import find_shapes
+from mpcompile.contract.onnx_names import name_output
+from mpcompile.contract.segment import OptimizationProfile, Segment
 from mpcompile.errors import BackendError
-from mpcompile.onnx_names import name_output
-from mpcompile.segment import OptimizationProfile, Segment
 
 BUILD_WITH_ONNX = "pass builder='onnx'"
 _NEEDED = ("kwarg_inputs", "kwarg_input_binding_names", "output_binding_names")
@@ -53,8 +53,8 @@ def build_with_torch_tensorrt(segment: Segment, profile: OptimizationProfile) ->
     Raises:
         BackendError: when Torch-TensorRT is missing, too old, or cannot build it.
     """
-    from mpcompile.export import example_inputs, export_segment
-    from mpcompile.lowering import DTYPES, lower
+    from mpcompile.graph.export import example_inputs, export_segment
+    from mpcompile.graph.lowering import DTYPES, lower
 
     reason = find_reason_against(segment)
     if reason is not None:

@@ -12,10 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from mpcompile.backends import find_backend
-from mpcompile.capture import capture
+from mpcompile.contract.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range, Segment
 from mpcompile.errors import BackendError
-from mpcompile.partition import partition
-from mpcompile.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range, Segment
+from mpcompile.graph.capture import capture
+from mpcompile.graph.segments import partition
 from tests.models import build_head, build_model, prune_inputs, random_batch
 from tests.reference import count_kept, run_reference
 

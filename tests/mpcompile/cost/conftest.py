@@ -2,8 +2,8 @@
 
 import pytest
 
-from mpcompile.capture import CapturedModel
 from mpcompile.cost.work import GraphWork, estimate_work
+from mpcompile.graph.capture import CapturedModel
 
 
 @pytest.fixture(scope="session")

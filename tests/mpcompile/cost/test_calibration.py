@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mpcompile.backends.eager import EagerBackend
-from mpcompile.capture import CapturedModel
+from mpcompile.backends.torch.eager import EagerBackend
+from mpcompile.contract.segment import BuildConfig, Segment
 from mpcompile.cost import calibration
 from mpcompile.cost.calibration import (
     FITTED,
@@ -31,8 +31,8 @@ from mpcompile.cost.calibration import (
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.cost.work import GraphWork, Work
-from mpcompile.partition import partition
-from mpcompile.segment import BuildConfig, Segment
+from mpcompile.graph.capture import CapturedModel
+from mpcompile.graph.segments import partition
 from tests.models import build_head
 
 DECLARED = declare_rates(find_device("cpu"), "f32")

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcompile.contract.operating_point import OperatingPoint, count_left
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.expected import ExpectedTime, total_seconds
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.cost.work import GraphWork, Region
-from mpcompile.operating_point import OperatingPoint, count_left
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 HALF = Region.of([pointwise(50 * B * S)])

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx import Graph
 
-from mpcompile.capture import CapturedModel
 from mpcompile.cost.fusion import FUSIONS, Fusion, Group, Product, fuse, kind_of
 from mpcompile.cost.tracing import BATCH, LENGTH, Array, Operator
 from mpcompile.cost.work import estimate_segment
-from mpcompile.partition import partition
+from mpcompile.graph.capture import CapturedModel
+from mpcompile.graph.segments import partition
 from passes import find_layers
 from tests.models import HIDDEN_SIZE, build_head
 from tests.mpcompile.cost.graphs import build_graph, traced
@@ -440,7 +440,7 @@ def test_groups_of_a_real_graph_are_in_an_order_that_can_run(fusion: Fusion, kin
 def executed(captured: CapturedModel) -> tuple[list[Group], list[tuple[str, str]]]:
     """The groups of two layers, one of which prunes, with an exit; and what OpenVINO runs, by type and origin."""
     openvino = pytest.importorskip("openvino")
-    from mpcompile.backends.openvino import convert
+    from mpcompile.backends.openvino.backend import convert
 
     (segment,) = partition(captured, {2: build_head(2)}, (1,), last_exit=2)
     compiled = openvino.Core().compile_model(convert(segment), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

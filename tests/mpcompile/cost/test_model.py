@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import declare_rates
 from mpcompile.cost.roofline import predict_region
 from mpcompile.cost.work import GraphWork, Region
-from mpcompile.operating_point import OperatingPoint, count_kept
 from tests.mpcompile.cost.counted import RATES, B, K, S, build_work, pointwise, weights
 
 WORK = build_work(

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mpcompile.backends.eager import EagerBackend
+from mpcompile.backends.torch.eager import EagerBackend
+from mpcompile.contract.segment import Backend, BuildConfig
 from mpcompile.cost import profiles
 from mpcompile.cost.calibration import FULL, QUICK, Grid, Profile
 from mpcompile.cost.profiles import find_kept_profile, find_profile
 from mpcompile.cost.rates import Rates
-from mpcompile.segment import Backend, BuildConfig
-from mpcompile.store import Store
+from mpcompile.store.results import Store
 
 CONFIG = BuildConfig()
 

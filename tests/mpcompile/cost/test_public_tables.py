@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
-from mpcompile.capture import capture
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import declare_rates
 from mpcompile.cost.work import GraphWork, estimate_work
+from mpcompile.graph.capture import capture
 
 CARDS = ("t4", "l4", "a100", "l40s")
 TABLE = """

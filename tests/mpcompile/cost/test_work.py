@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpcompile.capture import CapturedModel, capture
+from mpcompile.contract.operating_point import OperatingPoint, count_kept
+from mpcompile.contract.segment import Segment
+from mpcompile.contract.task import Task
 from mpcompile.cost.fusion import FP32_BYTES, Group
 from mpcompile.cost.tracing import BATCH, LENGTH, kept_symbol
 from mpcompile.cost.work import HEAD_WIDTH, GraphWork, Part, Region, estimate_segment, estimate_work
-from mpcompile.operating_point import OperatingPoint, count_kept
-from mpcompile.partition import partition
-from mpcompile.segment import Segment
-from mpcompile.task import Task
+from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.graph.segments import partition
 from passes import ExitHead
 from tests.models import (
     HIDDEN_SIZE,

@@ -8,11 +8,11 @@ import pytest
 from transformers import PreTrainedModel
 
 import mpcompile
-from mpcompile.capture import CapturedModel
+from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.expected import SegmentTime
+from mpcompile.cost.forecast import Memory, Plan
 from mpcompile.cost.work import GraphWork, estimate_work
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.planning.plan import Memory, Plan
+from mpcompile.graph.capture import CapturedModel
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def plan_tiny(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Plan]:
     """`plan` of the tiny BERT, for an L4 at 1x unless told otherwise; nothing was measured before."""
-    monkeypatch.setattr("mpcompile.planning.planning.capture", lambda *_: captured)
-    monkeypatch.setattr("mpcompile.planning.planning.estimate_work", lambda _, backend: works[backend])
+    monkeypatch.setattr("mpcompile.planning.plan.capture", lambda *_: captured)
+    monkeypatch.setattr("mpcompile.planning.plan.estimate_work", lambda _, backend: works[backend])
 
     def plan(device: Any = "l4", target_speedup: Any = 1.0, **options: Any) -> Plan:
         defaults = {"progress": False, "cache_dir": tmp_path / "cache"}

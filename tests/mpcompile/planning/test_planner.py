@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.expected import ExpectedTime, total_seconds
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.work import Region
 from mpcompile.errors import TargetUnreachable
-from mpcompile.operating_point import OperatingPoint
 from mpcompile.planning.planner import EXIT_SHARES, KEEP_RATIOS, Candidate, Planner, count_activation_bytes
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpcompile.loading import load_sources
+from mpcompile.runtime.load import load_sources
 
 optuna = pytest.importorskip("optuna")
 

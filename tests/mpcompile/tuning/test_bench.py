@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import mpcompile
-from mpcompile.artifact import read_manifest
+from mpcompile.contract.segment import OptimizationProfile, Range
 from mpcompile.errors import SettingError
-from mpcompile.segment import OptimizationProfile, Range
+from mpcompile.runtime.artifact import read_manifest
 from mpcompile.tuning.bench import Answers, Bench, Job
 from mpcompile.tuning.builder import VariantBuilder
 from mpcompile.tuning.variant import SPLIT_SCALES, Variant
@@ -115,7 +115,7 @@ def test_merged_engines_answer_as_those_of_the_artifact(
 def test_precision_that_the_machine_lacks_is_refused(
     artifact: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpcompile.backends.openvino.OpenVinoBackend.precisions", lambda _: ("bf16",))
+    monkeypatch.setattr("mpcompile.backends.openvino.backend.OpenVinoBackend.precisions", lambda _: ("bf16",))
     with pytest.raises(SettingError, match="engines run in f32, this machine in bf16; optimize the model here"):
         VariantBuilder(artifact, PROFILE, cache_dir)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mpcompile.operating_point import OperatingPoint
-from mpcompile.segment import Segment
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.segment import Segment
 from mpcompile.tuning.cuts import Cuts, find_cuts, find_used_cuts, fit_point_maybe, merge_split_tokens
 
 POINT = OperatingPoint((1, 2, 4), (0.3, 0.0), (0, 2, 5), (1.0, 0.5, 0.5))

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mpcompile.front import MeasuredPoint
-from mpcompile.operating_point import OperatingPoint
+from mpcompile.contract.front import MeasuredPoint
+from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.tuning.cuts import Cuts
 from mpcompile.tuning.space import Limits, Machine, Space, allow_points, build_space, rank
 from mpcompile.tuning.variant import Variant

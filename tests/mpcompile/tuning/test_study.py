@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from mpcompile.errors import SettingError, StudyError
-from mpcompile.studies.storage import find_default_url, hide_password
+from mpcompile.store.studies.storage import find_default_url, hide_password
 from mpcompile.tuning.study import ENQUEUED, OpenTrial, TuningStudy
 from mpcompile.tuning.variant import Variant
 from tests.mpcompile.tuning.fakes import CANDIDATES, IDENTITY, SPACE, START, open_study

@@ -17,9 +17,9 @@ import pytest
 from optuna.trial import TrialState
 
 import mpcompile
-from mpcompile.artifact import read_manifest
-from mpcompile.cli import main
+from mpcompile.commands.cli import main
 from mpcompile.errors import ArtifactError, DataError, SettingError, StudyError, TuningError
+from mpcompile.runtime.artifact import read_manifest
 from mpcompile.tuning import tune
 from mpcompile.tuning.final import FINAL_ROUNDS, Decision
 from mpcompile.tuning.measurer import MeasureFailed
@@ -132,7 +132,7 @@ def test_report_of_another_point_certifies_nothing(tuned: Path) -> None:
 
 
 def test_tuned_artifact_can_be_rebuilt_from_its_weights(tuned: Path, tiny_texts: list[str]) -> None:
-    from mpcompile.loading import rebuild_segments
+    from mpcompile.runtime.load import rebuild_segments
 
     manifest = read_manifest(tuned)
     assert [segment.exit_layer for segment in rebuild_segments(tuned, manifest)] == [3]
@@ -244,7 +244,7 @@ def ratios_in(folder: Path) -> list[float]:
 
 
 def test_killed_run_goes_on_and_measures_nothing_twice(eager_artifact: Path, tmp_path: Path, cache_dir: Path) -> None:
-    command = [sys.executable, "-m", "mpcompile.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "mpcompile.commands.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
     command += ["--cache-dir", tmp_path / "cache", "--max-trials", "3", "--no-progress", "--batch-size", "4", "--json"]
     arguments = [str(argument) for argument in command]
     killed = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -282,7 +282,7 @@ def hear_interrupts() -> None:
 
 
 def test_ctrl_c_keeps_the_study_and_writes_nothing(eager_artifact: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mpcompile.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "mpcompile.commands.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
     command += ["--cache-dir", tmp_path / "cache", "--no-progress", "--batch-size", "4"]
     process = subprocess.Popen(
         [str(argument) for argument in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

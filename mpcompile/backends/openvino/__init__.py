@@ -1,0 +1,1 @@
+"""The OpenVINO backend: one compiled model per segment, on CPUs."""

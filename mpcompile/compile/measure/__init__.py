@@ -1,0 +1,1 @@
+"""The front on the clock, and what the report shows of it."""

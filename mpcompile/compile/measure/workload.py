@@ -1,0 +1,70 @@
+"""What is timed: batches of real texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.runtime.tokens import TextEncoder, TokenIds
+
+BLOCK_S = 3.0
+"""Seconds that the original needs for the batches of a run: enough to average over texts."""
+MIN_BATCHES, MAX_BATCHES = 3, 256
+NUM_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Batches to run one after another.
+
+    Attributes:
+        batches: input_ids, attention_mask, token_type_ids of each, (B, S).
+        positions: which of the given texts each holds.
+    """
+
+    batches: tuple[dict[str, np.ndarray], ...]
+    positions: tuple[np.ndarray, ...]
+
+
+def build_workload(
+    encoder: TextEncoder, encoded: Sequence[TokenIds], batch_size: int, num_batches: int, rank: np.ndarray, seed: int
+) -> Workload:
+    """Draws batches that stand for all texts.
+
+    A few batches hold one very long text or none, which decides how much is padded. So it is drawn many times, and
+    the draw is taken that is padded to as many tokens as they are on average.
+
+    Args:
+        encoded: the texts.
+        batch_size: examples in a batch.
+        num_batches: at most this many.
+        rank: texts are drawn evenly along it, (N,): how hard they are, so that the drawn ones
+            leave at the exits as all of them do.
+        seed: of the draws.
+    """
+    count = min(num_batches * batch_size, max(len(encoded) // batch_size, 1) * batch_size)
+    ranked, generator = np.argsort(rank, kind="stable"), np.random.default_rng(seed)
+    lengths = np.array([len(tokens) for tokens in encoded])
+    draws = [_draw(ranked, count, generator).reshape(-1, batch_size) for _ in range(NUM_DRAWS)]
+    padded = np.array([lengths[draw].max(1).sum() for draw in draws])
+    positions = tuple(draws[int(np.abs(padded - padded.mean()).argmin())])
+    return Workload(tuple(encoder.pad([encoded[i] for i in batch]) for batch in positions), positions)
+
+
+def _draw(ranked: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Texts at even distances along the ranked ones, in random order, (count,)."""
+    places = (np.arange(count) + generator.random()) * (len(ranked) / count)
+    return generator.permutation(ranked[places.astype(int)])
+
+
+def random_batch(vocab_size: int, batch_size: int, seq_len: int, seed: int) -> dict[str, np.ndarray]:
+    """Random ids without padding, for timing where there are no texts."""
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (batch_size, seq_len))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def count_batches(batch_s: float) -> int:
+    """Batches of a run, from the time that the original takes for one."""
+    return int(np.clip(BLOCK_S / max(batch_s, 1e-6), MIN_BATCHES, MAX_BATCHES))

@@ -1,0 +1,193 @@
+"""The model as the user hands it in: an object, a path or a hub id; and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpcompile.cost.timing import measure_interleaved
+from mpcompile.errors import CaptureError, SettingError
+from mpcompile.graph.sentence import Pooling, is_encoder, pool_mean, read_json_maybe, read_pooling_maybe
+from mpcompile.runtime.cores import count_cores
+from mpcompile.store.results import digest_arrays
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model to beat.
+
+    Attributes:
+        model: as passed in; loaded in fp32 where a path or id was given.
+        tokenizer: passed in or found beside it, None when there is none.
+        name: for messages.
+        pooling: of an encoder without a head, which answers with the mean over the tokens of a text.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    name: str
+    pooling: Pooling = field(default=Pooling())
+
+    @property
+    def separator_id(self) -> int | None:
+        """The token that its tokenizer puts between the texts of a pair; None when that is not known."""
+        found = getattr(self.tokenizer, "sep_token_id", None)
+        return None if found is None else int(found)
+
+    def digest(self) -> str:
+        """SHA-256 of its weights and config."""
+        weights = {name: _to_numpy(value) for name, value in self.model.state_dict().items()}
+        config = self.model.config.to_json_string() + ("normalised" if self.pooling.normalise else "")
+        return digest_arrays({**weights, "config": np.frombuffer(config.encode(), np.uint8)})
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, undone at the end, module by module."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def run(self, batch: dict[str, Any], num_threads: int | None = None) -> np.ndarray:
+        """Logits (B, C) of tensors ready for it, on so many CPU threads (None: as torch is set).
+
+        Of an encoder without a head, the vectors (B, D).
+        """
+        import torch
+
+        before = torch.get_num_threads()
+        if num_threads not in (None, before):
+            torch.set_num_threads(num_threads or before)
+        try:
+            with torch.inference_mode():
+                outputs = self.model(**batch)
+                if is_encoder(self.model):
+                    hidden = outputs.last_hidden_state.float()
+                    answer = pool_mean(hidden, batch["attention_mask"], self.pooling.normalise)
+                else:
+                    answer = outputs.logits.float()
+            logits: np.ndarray = answer.cpu().numpy()
+            return logits
+        finally:
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
+
+    def find_threads(self, batches: Sequence[dict[str, Any]]) -> int:
+        """CPU threads that it runs fastest on: as many as torch is set to, as there are cores, or one.
+
+        An engine takes all cores whatever OMP_NUM_THREADS says, so that the original may, too.
+
+        OpenMP's threads wait for each other spinning: where another process has a core, two of them can be
+        many times slower than one, and a baseline that slow would make any result look good.
+        """
+        import torch
+
+        def calls(num_threads: int) -> list[Callable[[], object]]:
+            return [partial(self.run, batch, num_threads) for batch in batches]
+
+        choices = sorted({1, torch.get_num_threads(), count_cores()})
+        timings = measure_interleaved({str(n): calls(n) for n in choices}, runs=2)
+        return min(choices, key=lambda n: timings[str(n)].median_s)
+
+    def prepare(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, Any]:
+        """Arrays as tensors where the model is."""
+        import torch
+
+        return {name: torch.from_numpy(batch[name]).to(self.model.device) for name in names}
+
+
+def open_original(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> Original:
+    """Loads what is not loaded yet.
+
+    Raises:
+        CaptureError: when a path or id holds no sequence classifier and no encoder.
+        SettingError: when the model is none of the three.
+    """
+    if isinstance(model, str | Path):
+        return _open_path(str(model), tokenizer)
+    if not hasattr(model, "config"):
+        raise SettingError(
+            f"model: got {type(model).__name__}; expected a transformers sequence classifier or encoder, a path to one "
+            "or a hub id"
+        )
+    if tokenizer is None:
+        place = str(getattr(model, "name_or_path", "") or "")
+        tokenizer = _find_tokenizer_maybe(place) if place and Path(place).is_dir() else None
+    return Original(model, tokenizer, type(model).__name__)
+
+
+def _open_path(place: str, tokenizer: PreTrainedTokenizerBase | None) -> Original:
+    import torch
+
+    if place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
+        raise CaptureError(f"{place}: no such folder; expected one with config.json and model.safetensors, or a hub id")
+    path = Path(place).expanduser()
+    where = str(path) if path.is_dir() else place
+    loader, pooling = _find_loader(where)
+    folder = {"subfolder": pooling.subfolder} if pooling.subfolder else {}
+    try:
+        # fp32, whatever was saved: the original is timed in what it runs fastest in on a CPU.
+        model = loader.from_pretrained(where, dtype=torch.float32, **folder)
+    except Exception as error:  # transformers raises whatever hub, safetensors and the config raise
+        raise CaptureError(f"{place}: cannot load a sequence classifier or encoder from there: {error}") from error
+    model.eval()
+    if tokenizer is None:
+        tokenizer = _find_tokenizer_maybe(where, **folder)
+        if tokenizer is not None and pooling.max_length is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, pooling.max_length)
+    return Original(model, tokenizer, place, pooling)
+
+
+def _find_loader(place: str) -> tuple[Any, Pooling]:
+    """What loads a model: its config says whether it is a classifier or an encoder, or its modules.json does.
+
+    Raises:
+        CaptureError: when it is a model of another kind.
+    """
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    config = read_json_maybe(place, "config.json", needs_hub=True) or {}
+    (architecture, *_) = config.get("architectures") or [""]
+    if architecture.endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification, Pooling()
+    pooling = read_pooling_maybe(place)
+    if pooling is not None:
+        return AutoModel, pooling
+    if architecture.endswith("Model"):
+        return AutoModel, Pooling()
+    if architecture:
+        raise CaptureError(
+            f"{place}: config.json says {architecture}; expected a ...ForSequenceClassification model, an encoder such "
+            "as BertModel or a folder of sentence-transformers"
+        )
+    return AutoModelForSequenceClassification, Pooling()
+
+
+def _find_tokenizer_maybe(place: str, **options: str) -> PreTrainedTokenizerBase | None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **options)
+    except Exception:  # whatever is missing there, the caller says so if texts need a tokenizer
+        return None
+    return tokenizer
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    import torch
+
+    value = value.detach().cpu().contiguous()
+    array: np.ndarray = (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
+    return array

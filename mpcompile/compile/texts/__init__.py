@@ -1,0 +1,1 @@
+"""The user's texts: read, checked, tokenized and split."""

@@ -1,0 +1,1 @@
+"""From a model to segments: capture, rewrite, partition, and the forms that backends read. Imports torch."""

@@ -1,0 +1,103 @@
+"""Partition: the rewritten graph as a chain of segments."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+
+from torch.fx import GraphModule
+
+from mpcompile.contract.segment import Segment
+from mpcompile.graph.capture import CapturedModel
+from passes import (
+    ExitHead,
+    InsertExit,
+    PruneByThreshold,
+    PruneTokens,
+    TapFeatures,
+    TruncateAfterExit,
+    run_passes,
+    split_segments,
+)
+from passes.outputs import find_outputs
+from passes.pass_base import Pass
+
+PRUNES = {"top": PruneTokens, "threshold": PruneByThreshold}
+"""Passes by what is selected."""
+_PRUNE = re.compile(r"(?:num_kept|token_threshold)_(\d+)")
+
+
+def partition(
+    captured: CapturedModel,
+    heads: Mapping[int, ExitHead],
+    prune_layers: tuple[int, ...] = (),
+    last_exit: int | None = None,
+    precision: str = "f32",
+    selection: str = "top",
+) -> tuple[Segment, ...]:
+    """Rewrites a captured model and splits it into segments.
+
+    Args:
+        captured: left as it is; the segments share its weights.
+        heads: exit heads by exit layer.
+        prune_layers: layers that prune.
+        last_exit: exit that becomes the end of the model; None keeps the model's own classifier.
+        precision: of every segment.
+        selection: what they keep, see `rewrite`.
+    """
+    graph_module = rewrite(captured.graph_module, heads, prune_layers, last_exit, selection)
+    heads = {layer: head for layer, head in heads.items() if last_exit is None or layer <= last_exit}
+    exit_layers = [*sorted(heads), *([] if last_exit is not None else [captured.num_layers])]
+    return tuple(
+        _describe(index, graph, exit_layer, captured.hidden_size, precision)
+        for index, (graph, exit_layer) in enumerate(zip(split_segments(graph_module), exit_layers, strict=True))
+    )
+
+
+def tap(
+    captured: CapturedModel,
+    exit_layers: Sequence[int],
+    prune_layers: tuple[int, ...],
+    precision: str,
+    selection: str = "top",
+) -> Segment:
+    """The whole model as one segment that also returns what heads at some exits would read."""
+    graph = _run(captured.graph_module, [TapFeatures(exit_layers)], prune_layers, selection)
+    return _describe(0, graph, captured.num_layers, captured.hidden_size, precision)
+
+
+def rewrite(
+    graph_module: GraphModule,
+    heads: Mapping[int, ExitHead],
+    prune_layers: tuple[int, ...],
+    last_exit: int | None = None,
+    selection: str = "top",
+) -> GraphModule:
+    """Copies a canonical graph, sharing its weights, and inserts exits and prunes.
+
+    Args:
+        selection: what a prune keeps: "top", so many tokens as the host says, or "threshold", those that receive
+            enough attention.
+    """
+    passes: list[Pass] = [InsertExit(layer, head) for layer, head in sorted(heads.items())]
+    if last_exit is not None:
+        passes.append(TruncateAfterExit(last_exit))
+    return _run(graph_module, passes, prune_layers, selection)
+
+
+def _run(
+    graph_module: GraphModule, passes: Sequence[Pass], prune_layers: tuple[int, ...], selection: str
+) -> GraphModule:
+    rewritten = GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+    # NOTE: prunes come last: an exit reads the mask of its place, which a prune before it then replaces,
+    # and a truncated graph has no layers left to prune behind its end.
+    prune = PRUNES[selection]
+    return run_passes(rewritten, [*passes, *(prune(layer) for layer in prune_layers)])
+
+
+def _describe(index: int, graph: GraphModule, exit_layer: int, hidden_size: int, precision: str) -> Segment:
+    inputs = tuple(str(node.target) for node in graph.graph.nodes if node.op == "placeholder")
+    outputs = find_outputs(graph)
+    pruned = sorted(int(match[1]) for name in inputs if (match := _PRUNE.fullmatch(name)))
+    return Segment(index, exit_layer, tuple(pruned), hidden_size, inputs, tuple(map(str, outputs)), precision, graph)

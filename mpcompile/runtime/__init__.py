@@ -1,0 +1,1 @@
+"""What is deployed: from texts to answers through a chain of engines. Imports neither torch nor transformers."""

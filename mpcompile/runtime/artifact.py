@@ -1,0 +1,269 @@
+"""The artifact: a directory that holds everything a compiled model needs. Imports no torch, no pickle.
+
+manifest.json       what is in here: SHA-256 of every file, versions, segments, operating points
+manifest.sha256     SHA-256 of manifest.json, as `sha256sum -c` reads it
+report.json         how it was made
+engines/N.plan      one engine per segment
+model/              the original as Hugging Face saves it: config.json, model.safetensors; one without a head also as
+                    sentence-transformers does
+exits.safetensors   weights of the exit heads
+backbone.safetensors weights that took the place of the original's, where it was fine-tuned
+tokenizer.json, tokenization.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpcompile.contract.segment import BuildConfig, OptimizationProfile, Range, Segment
+from mpcompile.contract.task import Task
+from mpcompile.errors import ArtifactError, SettingError
+from mpcompile.runtime.requests import ModelSignature
+
+FORMAT = "mpcompile"
+FORMAT_VERSION = 2
+MANIFEST, CHECKSUM, REPORT, EXITS, BACKBONE, MODEL = (
+    "manifest.json",
+    "manifest.sha256",
+    "report.json",
+    "exits.safetensors",
+    "backbone.safetensors",
+    "model",
+)
+_STALE_S = 3600.0
+_LOOKS = 20
+_FOREIGN = "exists and is not an artifact of mpcompile; choose another folder or remove it"
+_SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_names", "output_names", "precision")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself.
+
+    Attributes:
+        backend: name of the backend that built the engines.
+        fingerprint: of that backend on the machine that built them.
+        versions: of mpcompile and what made the artifact.
+        signature: what requests must fit.
+        segments: the chain, without graphs.
+        split_tokens: see `Runtime`.
+        has_tokenizer: whether texts can be tokenized.
+        config: that the engines are loaded with; of artifacts that were not tuned, the default.
+        profile: that the engines were built for; None where it was not recorded.
+    """
+
+    backend: str
+    fingerprint: dict[str, str]
+    versions: dict[str, str]
+    signature: ModelSignature
+    segments: tuple[Segment, ...]
+    split_tokens: tuple[float, ...]
+    has_tokenizer: bool
+    config: BuildConfig = field(default=BuildConfig())
+    profile: OptimizationProfile | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "backend": self.backend,
+            "fingerprint": self.fingerprint,
+            "versions": self.versions,
+            "signature": {**asdict(self.signature), "task": self.signature.task.to_json()},
+            "segments": [{name: getattr(segment, name) for name in _SEGMENT_FIELDS} for segment in self.segments],
+            "split_tokens": list(self.split_tokens),
+            "has_tokenizer": self.has_tokenizer,
+            "config": asdict(self.config),
+            "profile": None if self.profile is None else asdict(self.profile),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Manifest:
+        """What `to_json` described."""
+        signature = dict(values["signature"])
+        signature["id2label"] = {int(i): name for i, name in signature["id2label"].items()}
+        signature["input_names"] = tuple(signature["input_names"])
+        single = {"kind": "single_label", "num_outputs": signature["num_labels"], "tolerance": ()}  # all of format 1
+        signature["task"] = Task.from_json(signature.get("task", single))
+        return cls(
+            backend=values["backend"],
+            fingerprint=values["fingerprint"],
+            versions=values["versions"],
+            signature=ModelSignature(**signature),
+            segments=tuple(_read_segment(segment) for segment in values["segments"]),
+            split_tokens=tuple(values["split_tokens"]),
+            has_tokenizer=values["has_tokenizer"],
+            config=BuildConfig(**values.get("config", {})),
+            profile=read_profile(values.get("profile")),
+        )
+
+
+def _read_segment(values: Mapping[str, Any]) -> Segment:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Segment(**fields)
+
+
+def read_profile(values: Mapping[str, Mapping[str, int]] | None) -> OptimizationProfile | None:
+    """A profile from its JSON values."""
+    return None if values is None else OptimizationProfile(**{name: Range(**sizes) for name, sizes in values.items()})
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Lists and hashes every file of a finished directory; the last thing that is written."""
+    files = {str(path.relative_to(directory)): _sha256(path) for path in _files(directory)}
+    values = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest.to_json(), "files": files}
+    path = directory / MANIFEST
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
+    (directory / CHECKSUM).write_text(f"{_sha256(path)}  {MANIFEST}\n", "utf-8")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads an artifact's manifest and checks every file against it.
+
+    Raises:
+        ArtifactError: when it is no artifact, of a newer format, or one byte of one file differs.
+    """
+    values = _read_checked(directory)
+    try:
+        manifest, files = Manifest.from_json(values), dict(values["files"])
+    except (KeyError, TypeError, ValueError, AttributeError, SettingError) as error:
+        raise ArtifactError(
+            f"{directory / MANIFEST}: lacks what its format needs ({error!r}); optimize again"
+        ) from error
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing; copy the artifact again or optimize again")
+        if _sha256(path) != expected:
+            raise ArtifactError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}; copy the artifact again")
+    unknown = {str(path.relative_to(directory)) for path in _files(directory)} - set(files)
+    if unknown:
+        raise ArtifactError(f"{directory}: holds {sorted(unknown)[0]}, which {MANIFEST} does not list; remove it")
+    return manifest
+
+
+def _read_checked(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory}: no such folder; expected one that mpcompile wrote")
+    if not path.is_file():
+        raise ArtifactError(f"{directory}: no {MANIFEST} in it; expected a folder that mpcompile wrote")
+    content = path.read_bytes()
+    checksum = directory / CHECKSUM
+    recorded = checksum.read_bytes() if checksum.is_file() else b""
+    if recorded != f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode():
+        _raise_if_foreign(path, content)
+        raise ArtifactError(f"{path}: damaged, its SHA-256 is not the one in {CHECKSUM}; copy the artifact again")
+    values: dict[str, Any] = _raise_if_foreign(path, content)
+    return values
+
+
+def _raise_if_foreign(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not JSON ({error}); it is damaged or not of mpcompile") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: not an artifact of mpcompile")
+    version = values.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format {version}; this mpcompile reads up to {FORMAT_VERSION}: install a newer one"
+        )
+    return values
+
+
+def check_target_directory(target: Path) -> None:
+    """Refuses to write over something that is not an artifact; to be called before slow work starts.
+
+    Raises:
+        ArtifactError: when `target` is a file, a folder with something else in it, or cannot be made.
+    """
+    if target.is_dir():
+        # Looked for again: another process may be replacing its artifact right now.
+        if any(target.iterdir()) and not _holds_artifact(target):
+            raise ArtifactError(f"{target}: {_FOREIGN}")
+    elif target.exists():
+        raise ArtifactError(f"{target}: {_FOREIGN}")
+    parent = next((path for path in target.absolute().parents if path.exists()), Path("/"))
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{target}: cannot be written: {parent} is not a folder that you may write to")
+
+
+def _holds_artifact(target: Path) -> bool:
+    for _ in range(_LOOKS):
+        if (target / MANIFEST).is_file() or not target.exists():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@contextlib.contextmanager
+def replace_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target` that takes its place when the block ends without an error.
+
+    Raises:
+        ArtifactError: when `target` is there and no artifact, or cannot be written.
+    """
+    check_target_directory(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.writing-"))
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot be written: {error}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _swap(temporary, target)
+    except OSError as error:
+        raise ArtifactError(f"{target}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_stale(target: Path) -> None:
+    """Removes what a killed process left beside `target`; a write takes seconds, so an hour is long ago."""
+    for kind in ("writing", "old"):
+        for path in target.parent.glob(f".{target.name}.{kind}-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Puts a directory in the place of another; whoever comes last of several processes wins."""
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, old / "artifact")
+        os.rename(temporary, target)
+    except OSError as error:
+        # Another process put its artifact there in between: as if it had come right after this one.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _holds_artifact(target):
+            raise
+    finally:
+        with contextlib.suppress(OSError):
+            if not target.exists():
+                os.rename(old / "artifact", target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _files(directory: Path) -> Sequence[Path]:
+    own = {directory / MANIFEST, directory / CHECKSUM}
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path not in own)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,205 @@
+"""The runtime: segments one after another, finished examples leave. Imports no torch.
+
+Shapes: B examples asked, R survivors of a group, S tokens, L tokens of the longest survivor, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mpcompile.contract.operating_point import OperatingPoint, count_kept
+from mpcompile.contract.segment import CARRIED, Engine, Segment
+from mpcompile.errors import BatchTooLarge, InputError
+from mpcompile.runtime.grouping import split_by_length
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Answers in the order asked.
+
+    Attributes:
+        logits: (B, C) fp32.
+        exit_layer: encoder layers that each example ran, (B,) int64.
+        tokens_kept: tokens that each example had left when it was answered, (B,) int64.
+    """
+
+    logits: np.ndarray
+    exit_layer: np.ndarray
+    tokens_kept: np.ndarray
+
+
+class Runner(Protocol):
+    """What answers batches: a `Runtime`, or `Lanes` of them."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]: ...
+
+    @property
+    def split_tokens(self) -> tuple[float, ...]: ...
+
+    def run(self, inputs: Mapping[str, np.ndarray], point: OperatingPoint) -> RunResult: ...
+
+
+@dataclass
+class _Group:
+    """Survivors that run together.
+
+    Attributes:
+        rows: their rows in the buffers that they are gathered from, (R,).
+        order: their positions in the batch asked, (R,).
+        length: tokens that each has left, (R,).
+        extent: position behind the last token of each, (R,); more than `length` where a mask has holes.
+    """
+
+    rows: np.ndarray
+    order: np.ndarray
+    length: np.ndarray
+    extent: np.ndarray
+
+    def take(self, index: np.ndarray) -> _Group:
+        return _Group(self.rows[index], self.order[index], self.length[index], self.extent[index])
+
+
+class Runtime:
+    """Runs a chain of engines at any operating point that they were built for.
+
+    Depth first: a group that was split off runs to its end before its sibling starts, so that
+    each engine's output buffers stay valid for as long as somebody reads them. A group that an engine has no
+    room for is split, too, and a warning says so.
+
+    Args:
+        segments: the chain.
+        engines: one per segment.
+        num_labels: C.
+        split_tokens: for each segment, how many padding tokens cost as much as another call of its
+            engine; a group is split by length where that saves more.
+    """
+
+    def __init__(
+        self, segments: Sequence[Segment], engines: Sequence[Engine], num_labels: int, split_tokens: Sequence[float]
+    ) -> None:
+        self.segments = tuple(segments)
+        self.engines = tuple(engines)
+        self._num_labels = num_labels
+        self.split_tokens = tuple(split_tokens)
+        self._lock = threading.Lock()  # engines own their buffers
+        self._told: set[tuple[int, int]] = set()
+
+    def run(self, inputs: Mapping[str, np.ndarray], point: OperatingPoint) -> RunResult:
+        """Answers a batch.
+
+        Args:
+            inputs: input_ids, attention_mask and, where segment 0 reads them, token_type_ids, (B, S) int64.
+            point: exits, thresholds and keep ratios.
+
+        Raises:
+            BatchTooLarge: when an engine has no room for a single example.
+            InputError: when the engines lack an exit or a prune of the point.
+        """
+        self._check_point(point)
+        mask = inputs["attention_mask"]
+        batch_size, seq_len = mask.shape
+        result = RunResult(
+            np.empty((batch_size, self._num_labels), np.float32),
+            np.empty(batch_size, np.int64),
+            np.empty(batch_size, np.int64),
+        )
+        everyone = np.arange(batch_size)
+        extent = seq_len - np.argmax(mask[:, ::-1] != 0, axis=1)
+        group = _Group(everyone, everyone, np.count_nonzero(mask, axis=1), extent)
+        with self._lock:
+            self._advance(0, inputs, group, point, result)
+        return result
+
+    def _advance(
+        self, index: int, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint, result: RunResult
+    ) -> None:
+        for index_in_group in split_by_length(group.extent, self.split_tokens[index]):
+            self._advance_part(index, buffers, group.take(index_in_group), point, result)
+
+    def _advance_part(
+        self, index: int, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint, result: RunResult
+    ) -> None:
+        """Runs examples that share a call, in several calls where the engine has no room for all of them."""
+        segment = self.segments[index]
+        try:
+            outputs, part = self._run_segment(segment, buffers, group, point)
+        except BatchTooLarge as error:
+            if not 0 < error.max_rows < len(group.order):
+                raise
+            self._tell(segment.index, len(group.order), error)
+            for start in range(0, len(group.order), error.max_rows):
+                rows = np.arange(start, min(start + error.max_rows, len(group.order)))
+                self._advance_part(index, buffers, group.take(rows), point, result)
+            return
+        threshold = point.threshold_at(segment.exit_layer)
+        staying = np.empty(0, np.int64)
+        if threshold <= 1.0:
+            staying = np.flatnonzero(outputs["entropy"] >= threshold) if threshold > 0 else np.arange(len(part.order))
+        _answer(outputs["logits"], staying, part, segment.exit_layer, result)
+        if len(staying):
+            self._advance(index + 1, outputs, part.take(staying), point, result)
+
+    def _tell(self, index: int, num_rows: int, error: BatchTooLarge) -> None:
+        """Says once that batches are split, and why."""
+        if (index, error.max_rows) not in self._told:
+            self._told.add((index, error.max_rows))
+            logger.warning("%s; a batch of %d runs in parts of at most %d", error, num_rows, error.max_rows)
+
+    def _run_segment(
+        self, segment: Segment, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint
+    ) -> tuple[Mapping[str, np.ndarray], _Group]:
+        longest = int(group.extent.max())
+        if segment.index == 0:
+            inputs = {
+                name: np.ascontiguousarray(buffers[name][group.rows, :longest])
+                for name in segment.input_names
+                if name in buffers
+            }
+        else:
+            inputs = {name: buffers[name] for name in CARRIED if name in segment.input_names}
+            inputs["rows"], inputs["positions"] = group.rows, np.arange(longest)
+        length, extent = group.length, group.extent
+        if segment.prunes_by_threshold:
+            for layer in segment.prune_layers:
+                inputs[f"token_threshold_{layer}"] = np.array([point.token_threshold_at(layer)], np.float32)
+            outputs = self.engines[segment.index](inputs)
+            length = extent = np.array(outputs[f"kept_{segment.prune_layers[-1]}"])
+            return outputs, _Group(np.arange(len(group.order)), group.order, length, extent)
+        for layer in segment.prune_layers:
+            length = extent = count_kept(point.keep_ratio_at(layer), length)
+            inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = length, np.arange(int(length.max()))
+        outputs = self.engines[segment.index](inputs)
+        return outputs, _Group(np.arange(len(group.order)), group.order, length, extent)
+
+    def _check_point(self, point: OperatingPoint) -> None:
+        exits = tuple(segment.exit_layer for segment in self.segments)
+        prunes = tuple(layer for segment in self.segments for layer in segment.prune_layers)
+        if not set(point.exit_layers) <= set(exits) or not set(point.prune_layers) <= set(prunes):
+            raise InputError(
+                f"operating point with exits {point.exit_layers} and prunes {point.prune_layers}: the engines have "
+                f"exits {exits} and prunes {prunes}; pick one of .operating_points or optimize again"
+            )
+        by_threshold = any(segment.prunes_by_threshold for segment in self.segments)
+        if point.prune_layers and by_threshold != bool(point.token_thresholds):
+            raise InputError(
+                f"operating point with token_thresholds {point.token_thresholds}: the engines prune by "
+                f"{'thresholds' if by_threshold else 'keep ratios'}; pick one of .operating_points or optimize again"
+            )
+
+
+def _answer(logits: np.ndarray, staying: np.ndarray, group: _Group, exit_layer: int, result: RunResult) -> None:
+    leaving = np.ones(len(group.order), bool)
+    leaving[staying] = False
+    where = group.order[leaving]
+    result.logits[where] = logits[leaving]
+    result.exit_layer[where] = exit_layer
+    result.tokens_kept[where] = group.length[leaving]

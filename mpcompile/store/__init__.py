@@ -1,0 +1,1 @@
+"""What outlives a process: slow results by what they depend on, and Optuna studies."""

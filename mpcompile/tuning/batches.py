@@ -1,0 +1,118 @@
+"""What tuning times: batches of the user's texts, or of random ids of the lengths that the artifact was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpcompile.compile.measure.workload import MAX_BATCHES, MIN_BATCHES, build_workload
+from mpcompile.compile.texts.examples import load_examples
+from mpcompile.contract.segment import OptimizationProfile, Range
+from mpcompile.errors import SettingError
+from mpcompile.report.report import Report
+from mpcompile.runtime.artifact import Manifest
+from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.store.results import digest_arrays
+
+BLOCK_S = 0.4
+"""Seconds that the start should need for a round: long enough to average over texts and over the scheduler."""
+MAX_TEXTS = 4096
+MIN_CHECKED = 200
+"""Examples on which answers in another precision are compared: of fewer, a share of 99.5% says little."""
+
+
+@dataclass(frozen=True)
+class TuningWorkload:
+    """Batches to run one after another.
+
+    Attributes:
+        batches: input_ids, attention_mask and token_type_ids of each, (B, S).
+        has_texts: whether they are texts of the user.
+        profile: shapes for engines that are to be fastest at them.
+    """
+
+    batches: tuple[dict[str, np.ndarray], ...]
+    has_texts: bool
+    profile: OptimizationProfile
+
+    @property
+    def can_check_answers(self) -> bool:
+        """Whether it says something about what another precision does to answers."""
+        return self.has_texts and sum(len(batch["input_ids"]) for batch in self.batches) >= MIN_CHECKED
+
+    def digest(self) -> str:
+        """SHA-256 of all batches, in hexadecimal."""
+        named = {f"{i} {name}": value for i, batch in enumerate(self.batches) for name, value in batch.items()}
+        return digest_arrays(named)
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of a workload."""
+        lengths = np.concatenate([batch["attention_mask"].sum(1) for batch in self.batches])
+        return {
+            "batch_size": len(self.batches[0]["input_ids"]),
+            "num_batches": len(self.batches),
+            "mean_length": float(lengths.mean()),
+            "max_length": int(lengths.max()),
+        }
+
+
+def build_tuning_workload(
+    directory: Path, manifest: Manifest, report: Report, texts: Any, batch_size: int, seed: int
+) -> TuningWorkload:
+    """Draws the batches; the same ones whenever it is asked for the same, so that a study goes on with them.
+
+    Args:
+        directory: the artifact.
+        manifest, report: its.
+        texts: see `mpcompile.optimize`; None for random ids.
+        batch_size: examples in a batch.
+        seed: of what is drawn.
+
+    Raises:
+        DataError: when texts are malformed.
+        SettingError: when there are texts and the artifact has no tokenizer.
+    """
+    example_s = report.measured_s / report.workload["batch_size"]
+    count = int(np.clip(BLOCK_S / max(example_s * batch_size, 1e-6), MIN_BATCHES, MAX_BATCHES))
+    if texts is None:
+        batches = _draw_random(manifest, report, batch_size, min(count, 32), seed)
+    else:
+        batches = _draw_texts(directory, manifest, texts, batch_size, count, seed)
+    lengths = np.concatenate([batch["attention_mask"].sum(1) for batch in batches])
+    max_length = manifest.signature.max_length
+    # Only what engines are fastest at is narrowed: a narrower range would refuse longer requests later.
+    profile = OptimizationProfile(
+        Range(1, batch_size, max(batch_size, 32)), Range(2, max(int(np.median(lengths)), 2), max_length)
+    )
+    return TuningWorkload(batches, texts is not None, profile)
+
+
+def _draw_texts(
+    directory: Path, manifest: Manifest, texts: Any, batch_size: int, count: int, seed: int
+) -> tuple[dict[str, np.ndarray], ...]:
+    examples = load_examples(texts)
+    if not manifest.has_tokenizer:
+        raise SettingError(f"texts: {directory} holds no tokenizer, so they cannot be read; leave them out")
+    order = np.random.default_rng(seed).permutation(len(examples))[:MAX_TEXTS]
+    drawn, encoder = examples.take(order), TextEncoder.load(directory)
+    encoded = encoder.encode(drawn.texts, drawn.text_pairs)
+    return build_workload(encoder, encoded, batch_size, count, np.arange(len(encoded)), seed).batches
+
+
+def _draw_random(
+    manifest: Manifest, report: Report, batch_size: int, count: int, seed: int
+) -> tuple[dict[str, np.ndarray], ...]:
+    """Random ids with the mean and the longest length of the artifact's workload, padded on the right."""
+    rng, longest = np.random.default_rng(seed), max(int(report.workload["max_length"]), 2)
+    # A beta distribution stretched over [2, longest] has the mean that is asked for.
+    mean = np.clip((report.workload["mean_length"] - 2) / max(longest - 2, 1), 0.01, 0.99)
+    lengths = np.rint(2 + rng.beta(4 * mean, 4 * (1 - mean), (count, batch_size)) * (longest - 2)).astype(int)
+    batches = []
+    for row in lengths:
+        mask = (np.arange(row.max()) < row[:, None]).astype(np.int64)
+        ids = rng.integers(0, manifest.signature.vocab_size, mask.shape) * mask
+        batches.append({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)})
+    return tuple(batches)

@@ -1,0 +1,92 @@
+"""Tests of the choice of a precision, on numbers that were made up, and of what it refuses."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mpcompile.backends.openvino.quantise import find_missing_maybe
+from mpcompile.compile.choose.precision import Expected, check_precision, list_precisions, pick_offer
+from mpcompile.compile.settings import Settings
+from mpcompile.errors import BackendError, SettingError
+
+EXACT = [Expected(1.0, 0.0), Expected(5.0, 0.004), Expected(9.0, 0.03)]
+FAST = [Expected(2.0, 0.003), Expected(8.0, 0.006), Expected(12.0, 0.05)]
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "picked"),
+    [(0.0, 0), (0.002, 0), (0.004, 0), (0.006, 1), (0.03, 0), (0.1, 1)],
+)
+def test_with_max_drop_the_fastest_within_it_is_picked(max_drop: float, picked: int) -> None:
+    assert pick_offer([EXACT, FAST], 4.0, max_drop) == picked
+
+
+def test_target_does_not_matter_with_max_drop() -> None:
+    assert {pick_offer([EXACT, FAST], target, 0.006) for target in (1.0, 4.0, 50.0)} == {1}
+
+
+def test_with_max_drop_out_of_reach_the_least_lossy_is_picked() -> None:
+    assert pick_offer([[Expected(1.0, 0.02)], [Expected(1.0, 0.01)]], 4.0, 0.005) == 1
+
+
+@pytest.mark.parametrize(("target", "picked"), [(1.0, 0), (2.0, 1), (6.0, 1), (8.5, 0), (10.0, 1), (50.0, 1)])
+def test_without_max_drop_the_least_lossy_at_the_target_is_picked(target: float, picked: int) -> None:
+    assert pick_offer([EXACT, FAST], target, None) == picked
+
+
+def test_of_equally_lossy_ones_the_faster_is_picked() -> None:
+    assert pick_offer([[Expected(5.0, 0.01)], [Expected(6.0, 0.01)]], 4.0, None) == 1
+
+
+def test_of_equals_the_more_exact_is_picked() -> None:
+    assert pick_offer([EXACT, EXACT], 4.0, None) == 0
+    assert pick_offer([EXACT, EXACT], 4.0, 0.01) == 0
+
+
+def test_int8_without_texts_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"precision: 'int8' is calibrated on texts; pass texts=\.\.\."):
+        check_precision(Settings(2.0, precision="int8"), has_texts=False)
+
+
+def test_int8_without_nncf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(
+        BackendError, match=r"nncf, which quantises, is not installed: pip install \"mpcompile\[int8\]\""
+    ):
+        check_precision(Settings(2.0, precision="int8"), has_texts=True)
+    check_precision(Settings(2.0, precision="auto"), has_texts=True)
+
+
+def test_missing_nncf_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    assert find_missing_maybe() is not None
+
+
+def context(precisions: tuple[str, ...], asked: str) -> Any:
+    """What `list_precisions` reads of a context."""
+    backend = SimpleNamespace(precisions=lambda: precisions)
+    taken = "f32" if asked == "auto" else asked
+    return SimpleNamespace(backend=backend, settings=Settings(2.0, precision=asked), precision=taken)
+
+
+@pytest.mark.parametrize("asked", ["f32", "int8"])
+def test_precision_asked_for_is_the_only_one_tried(asked: str) -> None:
+    assert list_precisions(context(("f32", "bf16", "int8"), asked)) == ((asked,), ())
+
+
+def test_auto_tries_the_fastest_float_and_int8() -> None:
+    pytest.importorskip("nncf")
+    assert list_precisions(context(("f32", "bf16", "int8"), "auto")) == (("bf16", "int8"), ())
+
+
+def test_auto_does_not_try_int8_where_the_backend_has_none() -> None:
+    assert list_precisions(context(("f32",), "auto")) == (("f32",), ())
+
+
+def test_auto_says_when_int8_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    precisions, (note,) = list_precisions(context(("f32", "int8"), "auto"))
+    assert precisions == ("f32",)
+    assert note.startswith("int8 was not tried") and "pip install" in note
