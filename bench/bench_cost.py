@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from transformers.utils import logging as transformers_logging
 
 from mpcompile.backends import find_backend
-from mpcompile.contract.segment import Backend, BuildConfig
+from mpcompile.contract.backend import Backend, BuildConfig
 from mpcompile.cost.calibration import (
     FULL,
     HELD_OUT,

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 import mpcompile
 from mpcompile.compile.texts.examples import labels_to_ids, load_examples
 from mpcompile.cost.timing import Timing, measure_interleaved
-from mpcompile.runtime.tokens import TextEncoder, TokenIds, batches_by_length
+from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
 TARGETS = (4.0, 8.0, 12.0, 16.0, 24.0)
 Batch = dict[str, np.ndarray]
@@ -40,7 +40,7 @@ Batch = dict[str, np.ndarray]
 class Workload:
     """Batches that are timed, and all test texts for the accuracy."""
 
-    encoder: TextEncoder
+    tokenizer: Tokenizer
     encoded: Sequence[TokenIds]
     labels: np.ndarray
 
@@ -49,7 +49,7 @@ class Workload:
         order = np.random.default_rng(seed).permutation(len(self.encoded))
         count = min(count, len(order) // batch_size)
         return [
-            self.encoder.pad([self.encoded[j] for j in order[i * batch_size : (i + 1) * batch_size]])
+            self.tokenizer.pad([self.encoded[j] for j in order[i * batch_size : (i + 1) * batch_size]])
             for i in range(count)
         ]
 
@@ -124,10 +124,10 @@ def _smoke_options(folder: Path) -> dict[str, Any]:
 
 def _read_test(options: argparse.Namespace, optimized: mpcompile.OptimizedModel) -> Workload:
     examples = load_examples(options.test, name="test")
-    if examples.labels is None or optimized.encoder is None:
+    if examples.labels is None or optimized.tokenizer is None:
         raise SystemExit(f"{options.test}: labels and a tokenizer are needed to measure accuracy")
-    encoded = optimized.encoder.encode(examples.texts, examples.text_pairs)
-    return Workload(optimized.encoder, encoded, labels_to_ids(examples.labels, optimized.id2label))
+    encoded = optimized.tokenizer.encode(examples.texts, examples.text_pairs)
+    return Workload(optimized.tokenizer, encoded, labels_to_ids(examples.labels, optimized.id2label))
 
 
 def _make_systems(options: argparse.Namespace, optimized: mpcompile.OptimizedModel) -> list[System]:
@@ -137,7 +137,7 @@ def _make_systems(options: argparse.Namespace, optimized: mpcompile.OptimizedMod
         "ONNX Runtime": lambda: peers.onnx_runtime(options.model),
         "OpenVINO f32": lambda: peers.openvino(options.model, "f32"),
         "OpenVINO bf16": lambda: peers.openvino(options.model, "bf16"),
-        "OpenVINO int8 (NNCF)": lambda: peers.openvino_int8(options.model, options.train, optimized.encoder),
+        "OpenVINO int8 (NNCF)": lambda: peers.openvino_int8(options.model, options.train, optimized.tokenizer),
     }
     made = []
     for name, make in makers.items():
@@ -163,7 +163,7 @@ def _answer(system: System, workload: Workload, limit: int) -> np.ndarray:
     encoded = workload.encoded[: min(limit, system.max_texts)]
     answers = np.empty(len(encoded), np.int64)
     for batch in batches_by_length([len(tokens) for tokens in encoded], 32):
-        inputs = system.prepare(workload.encoder.pad([encoded[i] for i in batch]))
+        inputs = system.prepare(workload.tokenizer.pad([encoded[i] for i in batch]))
         answers[batch] = system.run(inputs).argmax(1)
     correct = answers == workload.labels[: len(answers)]
     print(f"{system.name}: accuracy {correct.mean():.4f} on {len(answers)} texts", file=sys.stderr)

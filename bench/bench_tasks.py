@@ -51,7 +51,7 @@ from mpcompile.contract.front import MeasuredPoint
 from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.answer import answer_texts
-from mpcompile.runtime.tokens import TextEncoder, TokenIds, batches_by_length
+from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
 ORIGINAL, INT8, STUDENT, BOTH = "original (HF eager)", "OpenVINO int8 (NNCF)", "6-layer student, int8", "mpcompile"
 NUM_CALIBRATION = 100
@@ -86,7 +86,7 @@ class Task:
 class TestSet:
     """Tokens and class ids of the test texts, and batches of them in random order."""
 
-    encoder: TextEncoder
+    tokenizer: Tokenizer
     encoded: Sequence[TokenIds]
     labels: np.ndarray
 
@@ -94,7 +94,7 @@ class TestSet:
         """At least one batch, of `num_texts` texts together, padded as batches of these texts usually are."""
         rank = np.random.default_rng(batch_size).permutation(len(self.encoded))
         num_batches = max(1, num_texts // batch_size)
-        return build_workload(self.encoder, self.encoded, batch_size, num_batches, rank, seed=0).batches
+        return build_workload(self.tokenizer, self.encoded, batch_size, num_batches, rank, seed=0).batches
 
 
 def main() -> None:
@@ -190,8 +190,8 @@ def split_as_optimize_did(task: Task, options: argparse.Namespace) -> Texts:
 
 def bound_loss(optimized: mpcompile.OptimizedModel, row: MeasuredPoint, part: TextPart) -> float:
     """Upper bound on the loss of a point, with 95% confidence, on texts that nothing was chosen on."""
-    assert optimized.encoder is not None
-    answers = answer_texts(optimized.runtime, row.point, optimized.encoder, part.encoded).logits.argmax(1)
+    assert optimized.tokenizer is not None
+    answers = answer_texts(optimized.runtime, row.point, optimized.tokenizer, part.encoded).logits.argmax(1)
     return bound_drop(answers != part.truth, part.original_answer != part.truth, 0.95)
 
 
@@ -213,21 +213,21 @@ def pick_point(front: Sequence[MeasuredPoint], max_drop: float, num_texts: int) 
 
 def _read_test(task: Task, optimized: mpcompile.OptimizedModel) -> TestSet:
     examples = load_examples(task.test, name="test")
-    if examples.labels is None or optimized.encoder is None:
+    if examples.labels is None or optimized.tokenizer is None:
         raise SystemExit(f"{task.test}: labels and a tokenizer are needed to measure accuracy")
     if task.max_test is not None:
         examples = examples.take(np.random.default_rng(0).permutation(len(examples))[: task.max_test])
-    encoded = optimized.encoder.encode(examples.texts, examples.text_pairs)
-    return TestSet(optimized.encoder, encoded, labels_to_ids(examples.labels, optimized.id2label))
+    encoded = optimized.tokenizer.encode(examples.texts, examples.text_pairs)
+    return TestSet(optimized.tokenizer, encoded, labels_to_ids(examples.labels, optimized.id2label))
 
 
 def _make_systems(task: Task, optimized: mpcompile.OptimizedModel, chosen: MeasuredPoint) -> list[System]:
     compared = [
         peers.eager(task.model),
-        peers.openvino_int8(task.model, task.texts, optimized.encoder, NUM_CALIBRATION),
+        peers.openvino_int8(task.model, task.texts, optimized.tokenizer, NUM_CALIBRATION),
     ]
     if task.student is not None:
-        student = peers.openvino_int8(task.student, task.texts, optimized.encoder, NUM_CALIBRATION)
+        student = peers.openvino_int8(task.student, task.texts, optimized.tokenizer, NUM_CALIBRATION)
         facts = {"flops_ratio": peers.layer_ratio(task.model, task.student)}
         compared.append(System(STUDENT, student.prepare, student.run, facts))
     point = chosen.point
@@ -243,7 +243,7 @@ def _answer(system: System, test: TestSet) -> np.ndarray:
     """Class ids of all test texts."""
     answers = np.empty(len(test.encoded), np.int64)
     for batch in batches_by_length([len(tokens) for tokens in test.encoded], 32):
-        inputs = system.prepare(test.encoder.pad([test.encoded[i] for i in batch]))
+        inputs = system.prepare(test.tokenizer.pad([test.encoded[i] for i in batch]))
         answers[batch] = system.run(inputs).argmax(1)
     print(f"{system.name}: accuracy {(answers == test.labels).mean():.4f}", file=sys.stderr)
     return answers

@@ -20,7 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from mpcompile.backends.tensorrt.builder import BuilderOptions, build_engine
 from mpcompile.backends.tensorrt.loader import load_tensorrt
 from mpcompile.backends.tensorrt.profiles import find_shapes
-from mpcompile.contract.segment import OptimizationProfile, Range, Segment
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.onnx_segments import export_onnx
 from mpcompile.graph.segments import partition

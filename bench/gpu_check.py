@@ -32,9 +32,9 @@ from result_files import describe_machine, write_result
 from transformers import BertConfig, BertForSequenceClassification
 
 from mpcompile.backends import find_backend
-from mpcompile.compile.build import make_runtime
+from mpcompile.contract.backend import Backend, BuildConfig, Engine
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range
+from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.cost.devices import load_devices
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import declare_rates
@@ -43,6 +43,7 @@ from mpcompile.cost.work import estimate_work
 from mpcompile.errors import MpcompileError
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
+from mpcompile.runtime.runner import make_runtime
 from mpcompile.runtime.runtime import Runtime
 from passes import ExitHead
 

@@ -19,7 +19,7 @@ from mpcompile.compile.original import open_original
 from mpcompile.compile.texts.examples import load_examples
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.graph.capture import capture
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 
 Batch = Mapping[str, np.ndarray]
 
@@ -87,14 +87,14 @@ def openvino(model: str, precision: str) -> System:
     return _compile_openvino(f"OpenVINO {precision}", _convert(model), model, precision)
 
 
-def openvino_int8(model: str, train: str, encoder: TextEncoder, num_texts: int = 300) -> System:
+def openvino_int8(model: str, train: str, tokenizer: Tokenizer, num_texts: int = 300) -> System:
     """OpenVINO int8: NNCF post-training quantisation of the whole model, calibrated on train texts."""
     import nncf
 
     converted, names = _convert(model), _names(_load(model))
     examples = load_examples(train)
     examples = examples.take(range(min(num_texts, len(examples))))
-    batches = [encoder.pad([tokens]) for tokens in encoder.encode(examples.texts, examples.text_pairs)]
+    batches = [tokenizer.pad([tokens]) for tokens in tokenizer.encode(examples.texts, examples.text_pairs)]
     data = nncf.Dataset([[batch[name] for name in names] for batch in batches])
     quantised = nncf.quantize(converted, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
     return _compile_openvino("OpenVINO int8 (NNCF)", quantised, model, "f32")

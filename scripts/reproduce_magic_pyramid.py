@@ -31,7 +31,7 @@ from mpcompile.compile.adapt.finetune import adopt, split_validation, teach, tra
 from mpcompile.compile.adapt.losses import find_loss
 from mpcompile.compile.adapt.token_thresholds import Pyramid, ThresholdSettings, train_thresholds
 from mpcompile.compile.adapt.trainer import ElasticSettings
-from mpcompile.compile.build import build_plans, make_runtime
+from mpcompile.compile.build import build_plans
 from mpcompile.compile.choose.choosing import find_exits, measure_cost_model
 from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule, keep_schedules
 from mpcompile.compile.choose.held_out import HeldOut
@@ -46,13 +46,14 @@ from mpcompile.compile.reference import ask_original, build_unpruned, unpruned_p
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import load_examples
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import default_profile
+from mpcompile.contract.profile import default_profile
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.errors import DataError, MpcompileError
 from mpcompile.graph.segments import partition
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.answer import answer_texts
+from mpcompile.runtime.runner import make_runtime
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.store.results import digest_arrays
 
@@ -114,10 +115,10 @@ class Experiment:
     def collect(self, part: TextPart, thresholds: tuple[float, ...]) -> tuple[HeldOut, dict[int, np.ndarray]]:
         """Answers at every exit under some thresholds, and tokens that each text has left behind each layer."""
         context = self.adapted
-        assert context.encoder is not None
+        assert context.tokenizer is not None
         exits = tuple(sorted(self.pyramid.heads))
         collector = FeatureCollector(
-            context.captured, exits, self.prune_layers, context.backend, context.precision, context.encoder,
+            context.captured, exits, self.prune_layers, context.backend, context.precision, context.tokenizer,
             context.config, selection="threshold",
         )  # fmt: skip
         schedule = KeepSchedule(self.prune_layers, (1.0,) * len(self.prune_layers), thresholds)
@@ -170,7 +171,7 @@ def reproduce(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(context: Context, texts: TextPart, options: argparse.Namespace) -> Experiment:
     """Trains the pyramid on three quarters of the texts, and readies what measures it on the rest."""
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     num_choosing = max(1, round(CHOOSING_SHARE * len(texts.encoded)))
     choosing = ask_original(context, texts.take(np.arange(num_choosing)), "choosing")
     rest = ask_original(context, texts.take(np.arange(num_choosing, len(texts.encoded))), "training")
@@ -186,7 +187,7 @@ def prepare(context: Context, texts: TextPart, options: argparse.Namespace) -> E
     heads = train_first_heads(context, training, find_exits(context))
     with context.progress.stage("soft and hard stage") as stage:
         pyramid = train_thresholds(
-            context.captured, heads, prune_layers, teach(training), teach(validation), context.encoder, context.store,
+            context.captured, heads, prune_layers, teach(training), teach(validation), context.tokenizer, context.store,
             settings, find_loss(context.task), stage,
         )  # fmt: skip
     unpruned = build_unpruned(context, context.precision)
@@ -260,12 +261,12 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Accuracy and flops on all test texts, time on batches of them, every system in one interleaved run."""
     context = experiment.context
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     baseline = System("unpruned engine", unpruned_point(context), experiment.unpruned)
     _, kept = experiment.collect(part, experiment.thresholds)
     answers = {"original": {"answer": part.original_answer, "flops_ratio": 1.0, "mean_exit_layer": None, "point": None}}
     for system in (baseline, *systems):
-        result = answer_texts(system.runtime, system.point, context.encoder, part.encoded)
+        result = answer_texts(system.runtime, system.point, context.tokenizer, part.encoded)
         answers[system.name] = {
             "answer": part.task.answers(result.logits),
             "flops_ratio": count_flops_ratio(experiment, system.point, part.lengths, kept, result.exit_layer),
@@ -306,10 +307,10 @@ def time_systems(
 ) -> dict[str, Timing]:
     """Seconds per batch of the original and the systems on the same batches, drawn at random."""
     context = experiment.context
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     rank = np.random.default_rng(options.seed).permutation(len(part.encoded))
     num_batches = max(options.batches, options.requests // batch_size)
-    workload = build_workload(context.encoder, part.encoded, batch_size, num_batches, rank, options.seed)
+    workload = build_workload(context.tokenizer, part.encoded, batch_size, num_batches, rank, options.seed)
     prepared = [context.original.prepare(batch, context.captured.input_names) for batch in workload.batches[:3]]
     num_threads = context.original.find_threads(prepared)
     timed = {s.name: Systems(context, workload, experiment.unpruned, s.runtime, num_threads) for s in systems}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpcompile.contract.segment import Backend
+from mpcompile.contract.backend import Backend
 from mpcompile.errors import BackendError
 
 BACKENDS = ("openvino", "eager", "inductor", "tensorrt")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.contract.segment import FIRST_INPUTS
+from mpcompile.contract.inputs import FIRST_INPUTS
 
 _FINE, _COARSE, _FINE_TO = 16, 32, 128
 

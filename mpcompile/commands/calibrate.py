@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from mpcompile.backends import find_backend
-    from mpcompile.contract.segment import BuildConfig, fastest_float
+    from mpcompile.contract.backend import BuildConfig
+    from mpcompile.contract.precision import fastest_float
     from mpcompile.cost.profiles import describe_profile, find_profile
     from mpcompile.progress import StageProgress
     from mpcompile.store.results import Store

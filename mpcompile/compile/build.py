@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mpcompile.backends.openvino.quantise import describe_calibration
-from mpcompile.compile.recording import CalibrationTexts, record_inputs
-from mpcompile.contract.segment import Backend, BuildConfig, OptimizationProfile, Samples, Segment
+from mpcompile.compile.recording import CalibrationTexts, describe_calibration, record_inputs
+from mpcompile.contract.backend import Backend, BuildConfig, Samples
+from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
-from mpcompile.runtime.lanes import Lanes
-from mpcompile.runtime.runtime import Runner, Runtime
 from mpcompile.store.results import Store
 
 
@@ -83,31 +82,3 @@ def _record(
     plans = build_plans(backend, floats, profile, config, store, digest)
     engines = [backend.load(plan, segment, config) for plan, segment in zip(plans, floats, strict=True)]
     return record_inputs(segments, engines, calibration.batches)
-
-
-def make_runtime(
-    backend: Backend,
-    segments: Sequence[Segment],
-    plans: Sequence[bytes],
-    config: BuildConfig,
-    num_labels: int,
-    split_tokens: Sequence[float],
-) -> Runtime:
-    """Loads plans into a runtime of one lane."""
-    engines = [backend.load(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
-    return Runtime(segments, engines, num_labels, split_tokens)
-
-
-def make_runner(
-    backend: Backend,
-    segments: Sequence[Segment],
-    plans: Sequence[bytes],
-    config: BuildConfig,
-    num_labels: int,
-    split_tokens: Sequence[float],
-) -> Runner:
-    """Loads plans into as many lanes as the config has streams."""
-    if config.num_streams == 1:
-        return make_runtime(backend, segments, plans, config, num_labels, split_tokens)
-    streams = [backend.load_streams(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
-    return Lanes([Runtime(segments, engines, num_labels, split_tokens) for engines in zip(*streams, strict=True)])

@@ -27,16 +27,24 @@ from mpcompile.backends.tensorrt.backend import fingerprint
 from mpcompile.backends.tensorrt.build_log import EngineFacts
 from mpcompile.backends.tensorrt.builder import BuilderOptions, build_engine
 from mpcompile.backends.tensorrt.profiles import list_shapes, shrink_profiles
-from mpcompile.contract.segment import OptimizationProfile, Range
+from mpcompile.compile.rebuild import rebuild_segments
+from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.cost.devices import find_device
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.report.report import Report
-from mpcompile.runtime.artifact import REPORT, read_manifest, read_profile, replace_directory, write_manifest
-from mpcompile.runtime.load import rebuild_segments, write_plans
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.artifact import (
+    RECIPE,
+    REPORT,
+    read_manifest,
+    read_profile,
+    replace_directory,
+    write_manifest,
+    write_plans,
+)
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 
-RECIPE, SEGMENTS = "recipe.json", "segments"
+SEGMENTS = "segments"
 PRECISIONS = NATIVE[::-1]
 """What a bundle may be in, the fastest first; int8 is quantised for the CPU."""
 _CHECKED_BATCH = 4
@@ -112,7 +120,7 @@ def export_bundle(
             onnx_path(temporary, index).write_bytes(model)
             on_progress((index + 1) / len(segments))
         if manifest.has_tokenizer:
-            TextEncoder.load(directory).save(temporary)
+            Tokenizer.load(directory).save(temporary)
         note = f"speeds and losses were measured on {report.machine.get('cpu', 'a CPU')}, not on {device}"
         told = dataclasses.replace(report, operating_points=points).with_notes(note)
         (temporary / REPORT).write_text(json.dumps(told.to_json(), indent=2) + "\n", "utf-8")

@@ -13,12 +13,13 @@ from mpcompile.compile.recording import CalibrationTexts
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples
 from mpcompile.compile.texts.labels import read_labels
-from mpcompile.contract.segment import Backend, BuildConfig, fastest_float
+from mpcompile.contract.backend import Backend, BuildConfig
+from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.task import Task
 from mpcompile.errors import DataError, SettingError
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.progress import StageProgress
-from mpcompile.runtime.tokens import TextEncoder, TokenIds
+from mpcompile.runtime.tokens import TokenIds, Tokenizer
 from mpcompile.store.results import Store, digest_arrays
 
 MIN_TEXTS = 16
@@ -37,7 +38,7 @@ class Context:
         backend: builds engines.
         precision: of the engines.
         config: for the backend.
-        encoder: tokenizes texts, None when no tokenizer is known.
+        tokenizer: tokenizes texts, None when no tokenizer is known.
         store: for slow results.
         progress: draws the stages.
         digest: SHA-256 of the model.
@@ -52,7 +53,7 @@ class Context:
     backend: Backend
     precision: str
     config: BuildConfig
-    encoder: TextEncoder | None
+    tokenizer: Tokenizer | None
     store: Store
     progress: StageProgress
     digest: str
@@ -140,12 +141,12 @@ def encode_examples(context: Context, examples: Examples, name: str) -> TextPart
         SettingError: when no tokenizer is known.
         DataError: when labels are not the model's.
     """
-    if context.encoder is None:
+    if context.tokenizer is None:
         raise SettingError(
             f"tokenizer: none found beside {context.original.name}, and {name} need one; pass tokenizer=..."
         )
     labels = read_labels(examples, context.task, context.captured.id2label, f"labels of {name}")
-    encoded = tuple(context.encoder.encode(examples.texts, examples.text_pairs))
+    encoded = tuple(context.tokenizer.encode(examples.texts, examples.text_pairs))
     return TextPart(encoded, labels, context.task, examples)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mpcompile.backends import find_backend
 from mpcompile.compile.adapt.finetune import finetune
-from mpcompile.compile.build import build_plans, make_runtime
+from mpcompile.compile.build import build_plans
 from mpcompile.compile.certify.check import Checked, check_point
 from mpcompile.compile.certify.front import certify_front, check_amount
 from mpcompile.compile.choose.choosing import Chosen, check_plan, choose_without_texts, find_exits, measure_cost_model
@@ -29,9 +29,11 @@ from mpcompile.compile.reference import ask_original, build_unpruned
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples, Label, load_examples
 from mpcompile.compile.texts.labels import check_labels
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.front import Choice, MeasuredPoint, choose_point
-from mpcompile.contract.segment import BuildConfig, OptimizationProfile, Range, fastest_float
-from mpcompile.cost.forecast import Plan
+from mpcompile.contract.precision import fastest_float
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.cost.forecast import Forecast
 from mpcompile.cost.timing import Timing
 from mpcompile.errors import SettingError
 from mpcompile.graph.capture import capture, find_task
@@ -42,8 +44,9 @@ from mpcompile.report.records import SampleText
 from mpcompile.report.report import Report, split_gain
 from mpcompile.runtime.cores import count_cores
 from mpcompile.runtime.model import OptimizedModel
+from mpcompile.runtime.runner import make_runtime
 from mpcompile.runtime.runtime import Runtime
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store, digest_arrays
 
 if TYPE_CHECKING:
@@ -74,7 +77,7 @@ def optimize(
     seed: int = 0,
     progress: bool = True,
     cache_dir: str | Path | None = None,
-    plan: Plan | str | Path | None = None,
+    plan: Forecast | str | Path | None = None,
     show_texts: bool = True,
     trials: int = 0,
     storage: str | Path | None = None,
@@ -145,7 +148,8 @@ def optimize(
     """
     settings = Settings(
         target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
-        Path(cache_dir) if cache_dir is not None else None, Plan.load(plan) if isinstance(plan, str | Path) else plan,
+        Path(cache_dir) if cache_dir is not None else None,
+        Forecast.load(plan) if isinstance(plan, str | Path) else plan,
         show_texts, trials, str(storage) if isinstance(storage, Path) else storage,
         train_epochs, train_minutes, exits, pruning, selection, builder,
     )  # fmt: skip
@@ -219,9 +223,9 @@ def open_context(original: Original, settings: Settings, bars: StageProgress, ha
         captured = capture(original.model, original.pooling.normalise, separator_id)
         if settings.plan is not None:
             check_plan(settings.plan, captured.num_layers)
-        encoder = None
+        tokenizer = None
         if original.tokenizer is not None:
-            encoder = TextEncoder.from_transformers(original.tokenizer, captured.max_length)
+            tokenizer = Tokenizer.from_transformers(original.tokenizer, captured.max_length)
         return Context(
             settings=settings,
             original=original,
@@ -229,7 +233,7 @@ def open_context(original: Original, settings: Settings, bars: StageProgress, ha
             backend=found,
             precision=precision,
             config=BuildConfig(),
-            encoder=encoder,
+            tokenizer=tokenizer,
             store=Store(settings.cache_dir),
             progress=bars,
             digest=original.digest() if separator_id is None else f"{original.digest()} separator {separator_id}",

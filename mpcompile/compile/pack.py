@@ -20,8 +20,7 @@ from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.sentence import Pooling, write_pooling
 from mpcompile.report.page import PAGE, write_page_maybe
 from mpcompile.report.report import Report
-from mpcompile.runtime.artifact import BACKBONE, EXITS, MODEL, REPORT, Manifest, write_manifest
-from mpcompile.runtime.load import write_plans
+from mpcompile.runtime.artifact import BACKBONE, EXITS, MODEL, REPORT, Manifest, write_manifest, write_plans
 from mpcompile.runtime.model import OptimizedModel
 from mpcompile.runtime.requests import ModelSignature
 from mpcompile.runtime.runtime import Runner
@@ -54,8 +53,8 @@ def pack_model(
         save_file(head_weights(heads), directory / EXITS)
         if context.settings.adapt == "finetune":
             save_file(_backbone_weights(captured), directory / BACKBONE)
-        if context.encoder is not None:
-            context.encoder.save(directory)
+        if context.tokenizer is not None:
+            context.tokenizer.save(directory)
         missing = write_page_maybe(directory / PAGE, report)
         report = report if missing is None else report.with_notes(missing)
         (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
@@ -66,10 +65,10 @@ def pack_model(
             signature=signature,
             segments=runtime.segments,
             split_tokens=runtime.split_tokens,
-            has_tokenizer=context.encoder is not None,
+            has_tokenizer=context.tokenizer is not None,
         )
         write_manifest(directory, manifest)
-        model = OptimizedModel(runtime, signature, report, context.encoder, directory)
+        model = OptimizedModel(runtime, signature, report, context.tokenizer, directory)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -79,7 +78,7 @@ def pack_model(
 
 def _pooling(context: Context) -> Pooling:
     """That of the original, as its encoder lies in the folder itself and reads as much as our tokenizer gives."""
-    length = None if context.encoder is None else context.encoder.max_length
+    length = None if context.tokenizer is None else context.tokenizer.max_length
     return Pooling(context.original.pooling.normalise, max_length=length)
 
 

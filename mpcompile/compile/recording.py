@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mpcompile.backends.openvino.quantise import find_quantiser
+from mpcompile.contract.backend import Engine
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import Engine, Segment
+from mpcompile.contract.segment import Segment
 from mpcompile.runtime.runtime import Runtime
-from mpcompile.runtime.tokens import TextEncoder, TokenIds
+from mpcompile.runtime.tokens import TokenIds, Tokenizer
 from mpcompile.store.results import digest_arrays
 
 NUM_SAMPLES = 100
@@ -36,20 +38,27 @@ class CalibrationTexts:
     batches: tuple[Mapping[str, np.ndarray], ...]
 
     @classmethod
-    def draw(cls, encoder: TextEncoder, encoded: Sequence[TokenIds]) -> CalibrationTexts:
+    def draw(cls, tokenizer: Tokenizer, encoded: Sequence[TokenIds]) -> CalibrationTexts:
         """The first texts, as many as are needed and their tokens allow; at least one.
 
         Each is a batch of its own: padding would be calibrated on, too.
         """
         tokens = np.cumsum([len(text) for text in encoded[:NUM_SAMPLES]])
         drawn = encoded[: max(int((tokens <= MAX_TOKENS).sum()), 1)]
-        return cls(tuple(encoder.pad([text]) for text in drawn))
+        return cls(tuple(tokenizer.pad([text]) for text in drawn))
 
     @property
     def digest(self) -> str:
         """Changes with what is recorded."""
         arrays = {f"{i} {name}": value for i, batch in enumerate(self.batches) for name, value in batch.items()}
         return digest_arrays({**arrays, "keep_ratios": np.array(KEEP_RATIOS)})
+
+
+def describe_calibration(precision: str, calibration: CalibrationTexts | None) -> dict[str, str]:
+    """What int8 engines depend on beside the segment, for the keys they are kept under; nothing in other precisions."""
+    if precision != "int8" or calibration is None:
+        return {}
+    return {"quantiser": find_quantiser(), "calibration": calibration.digest}
 
 
 @dataclass

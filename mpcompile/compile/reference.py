@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mpcompile.compile.build import build_plans, make_runtime
+from mpcompile.compile.build import build_plans
 from mpcompile.compile.context import Context, TextPart
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import default_profile
+from mpcompile.contract.profile import default_profile
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.answer import answer_texts
+from mpcompile.runtime.runner import make_runtime
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.runtime.tokens import batches_by_length
 
@@ -59,25 +60,25 @@ def ask_original(context: Context, part: TextPart, name: str) -> TextPart:
 
 
 def _answer(context: Context, part: TextPart, stage: Callable[[float], None]) -> np.ndarray:
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     runtime, point = build_unpruned(context, "f32"), unpruned_point(context)
     checked = part.take(np.linspace(0, len(part.encoded) - 1, min(NUM_CHECKED, len(part.encoded))).astype(int))
-    ours = answer_texts(runtime, point, context.encoder, checked.encoded).logits
+    ours = answer_texts(runtime, point, context.tokenizer, checked.encoded).logits
     theirs = _run_original(context, checked, lambda _: None)
     difference = float(np.abs(ours - theirs).max())
     if difference <= TOLERANCE:
-        return answer_texts(runtime, point, context.encoder, part.encoded, on_batch=stage).logits
+        return answer_texts(runtime, point, context.tokenizer, part.encoded, on_batch=stage).logits
     logger.warning("the fp32 engine differs from the original by %.2g in a logit; the original answers", difference)
     return _run_original(context, part, stage)
 
 
 def _run_original(context: Context, part: TextPart, stage: Callable[[float], None]) -> np.ndarray:
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     encoded = part.encoded
     logits = np.empty((len(encoded), context.captured.num_labels), np.float32)
     done = 0
     for batch in batches_by_length([len(tokens) for tokens in encoded], 16):
-        inputs = context.encoder.pad([encoded[i] for i in batch])
+        inputs = context.tokenizer.pad([encoded[i] for i in batch])
         logits[batch] = context.original.run(context.original.prepare(inputs, context.captured.input_names))
         done += len(batch)
         stage(done / len(encoded))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpcompile.contract.front import check_target
-from mpcompile.cost.forecast import Plan
+from mpcompile.cost.forecast import Forecast
 from mpcompile.errors import SettingError
 
 ADAPTATIONS = ("none", "frozen", "finetune")
@@ -34,7 +34,7 @@ class Settings:
     seed: int = 0
     progress: bool = True
     cache_dir: Path | None = None
-    plan: Plan | None = None
+    plan: Forecast | None = None
     show_texts: bool = True
     trials: int = 0
     storage: str | None = None
@@ -62,7 +62,7 @@ class Settings:
             self._check_threshold()
         _check_count("batch_size", self.batch_size, 1, 4096)
         _check_count("max_texts", self.max_texts, 16, 10**7)
-        if self.plan is not None and not isinstance(self.plan, Plan):
+        if self.plan is not None and not isinstance(self.plan, Forecast):
             raise SettingError(f"plan: {self.plan!r}; what mpcompile.plan returned or a file of it is expected")
         _check_count("seed", self.seed, 0, 2**32 - 1)
         _check_count("trials", self.trials, 0, 10**6)

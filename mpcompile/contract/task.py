@@ -17,6 +17,8 @@ KINDS = ("single_label", "multi_label", "regression", "embedding")
 SCORE_TOLERANCE = 0.1
 """Standard deviations of the original's scores that a score may be off and still count as the same: a choice of
 ours, half of what Cohen (1988) calls a small effect."""
+SEPARATOR = ";"
+"""Between the labels of a text where they stand in one string, as in a CSV cell."""
 LEAST_COSINE = 0.98
 """Cosine from which a vector counts as the same: a choice of ours; the angle is 11.5 degrees."""
 

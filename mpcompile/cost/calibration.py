@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares
 
+from mpcompile.contract.backend import Backend, BuildConfig, Engine
 from mpcompile.contract.operating_point import OperatingPoint, count_kept
-from mpcompile.contract.segment import Backend, BuildConfig, Engine, Segment, default_profile
+from mpcompile.contract.profile import default_profile
+from mpcompile.contract.segment import Segment
 from mpcompile.cost.rates import Rates
 from mpcompile.cost.roofline import predict_region
 from mpcompile.cost.timing import measure_interleaved

@@ -19,7 +19,6 @@ from mpcompile.errors import SettingError
 
 KINDS = ("gpu", "cpu")
 PRECISIONS = ("f32", "tf32", "f16", "bf16", "fp8", "int8")
-ELEMENT_BYTES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 
 _Refuse = Callable[[str, object, str], SettingError]
 """Field, value and what is allowed; None for a value that is missing."""

@@ -43,7 +43,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """What a model needs to reach a target on a device. All times are predicted, per batch.
 
     Attributes:
@@ -102,7 +102,7 @@ class Plan:
         }
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | Path) -> Forecast:
         """Reads a plan that `mpcompile plan --out` wrote.
 
         Raises:
@@ -124,7 +124,7 @@ class Plan:
             raise SettingError(f"plan {path}: lacks what its format needs ({error!r}); plan again") from error
 
     @classmethod
-    def _from_json(cls, values: dict[str, Any]) -> Plan:
+    def _from_json(cls, values: dict[str, Any]) -> Forecast:
         fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
         memory = Memory(**{field.name: values["memory"][field.name] for field in dataclasses.fields(Memory)})
         segments = tuple(SegmentTime(**segment) for segment in values["segments"])
@@ -133,7 +133,7 @@ class Plan:
             raise TypeError(f"point: layers {point.exit_layers} and {point.prune_layers}")
         fields |= {"point": point, "segments": segments, "memory": memory, "notes": (*values["notes"],)}
         plan = cls(**fields)
-        parts: tuple[Plan | Memory | SegmentTime, ...] = (plan, memory, *segments)
+        parts: tuple[Forecast | Memory | SegmentTime, ...] = (plan, memory, *segments)
         for part in parts:
             _check_kinds(part)
         return plan
@@ -194,7 +194,7 @@ class Plan:
         return table
 
 
-def _check_kinds(part: Plan | Memory | SegmentTime) -> None:
+def _check_kinds(part: Forecast | Memory | SegmentTime) -> None:
     """Raises TypeError where a text or a number is something else."""
     for field in dataclasses.fields(part):
         value, kind = getattr(part, field.name), _KINDS.get(str(field.type), object)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mpcompile.contract.segment import Backend, BuildConfig
+from mpcompile.contract.backend import Backend, BuildConfig
 from mpcompile.cost.calibration import FITTED, FULL, QUICK, Grid, Profile, calibrate
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.rates import Rates, declare_rates

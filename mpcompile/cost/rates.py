@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpcompile.cost.devices import ELEMENT_BYTES, Device
+from mpcompile.contract.precision import ELEMENT_BYTES
+from mpcompile.cost.devices import Device
 from mpcompile.cost.fusion import FP32_BYTES
 from mpcompile.errors import SettingError
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from mpcompile.contract.segment import FIRST_INPUTS, Segment, size_names
+from mpcompile.contract.inputs import FIRST_INPUTS, size_names
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 
 

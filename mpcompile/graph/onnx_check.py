@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from mpcompile.contract.onnx_names import name_output
-from mpcompile.contract.segment import OptimizationProfile, Segment
+from mpcompile.contract.inputs import name_output
+from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.lowering import DTYPES, lower
 from passes.ops import MASKED

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpcompile.contract.onnx_names import name_output
-from mpcompile.contract.segment import Segment, size_names
+from mpcompile.contract.inputs import name_output, size_names
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.export import export_segment
 from mpcompile.graph.lowering import DTYPES, lower

@@ -11,21 +11,21 @@ import numpy as np
 from mpcompile.backends import find_backend
 from mpcompile.compile.original import Original, open_original
 from mpcompile.compile.texts.examples import load_examples
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.front import check_target
-from mpcompile.contract.segment import BuildConfig
 from mpcompile.contract.task import Task
 from mpcompile.cost.calibration import Profile
 from mpcompile.cost.devices import Device, find_device
-from mpcompile.cost.forecast import Memory, Plan
+from mpcompile.cost.forecast import Forecast, Memory
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import PRESENT_MACHINE, find_kept_profile
 from mpcompile.cost.rates import declare_rates
 from mpcompile.cost.work import estimate_work
 from mpcompile.errors import BackendError, SettingError
 from mpcompile.graph.capture import CapturedModel, capture
-from mpcompile.planning.planner import Candidate, Planner, count_activation_bytes
+from mpcompile.planning.planner import PlannedPoint, Planner, count_activation_bytes
 from mpcompile.progress import StageProgress
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def plan(
     devices: str | Path | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
-) -> Plan:
+) -> Forecast:
     """Plans a model for a device that need not be at hand: nothing is trained, built or timed.
 
     Args:
@@ -91,7 +91,7 @@ def plan(
         with bars.stage("search") as stage:
             candidate, reachable = planner.plan(target_speedup, stage)
     memory = _estimate_memory(original, cost, found, candidate, batch_size, int(lengths.max()))
-    return Plan(
+    return Forecast(
         model=original.name,
         device=found.name,
         precision=precision,
@@ -143,8 +143,8 @@ def _find_lengths(original: Original, captured: CapturedModel, texts: Any, seq_l
     if original.tokenizer is None:
         raise SettingError(f"tokenizer: none found beside {original.name}, and texts need one; give a length instead")
     examples = load_examples(texts)
-    encoder = TextEncoder.from_transformers(original.tokenizer, longest)
-    return np.array([max(len(tokens), 1) for tokens in encoder.encode(examples.texts, examples.text_pairs)])
+    tokenizer = Tokenizer.from_transformers(original.tokenizer, longest)
+    return np.array([max(len(tokens), 1) for tokens in tokenizer.encode(examples.texts, examples.text_pairs)])
 
 
 def _cost_model(
@@ -177,7 +177,7 @@ def _find_profile(precision: str, store: Store) -> Profile | None:
 
 
 def _estimate_memory(
-    original: Original, cost: CostModel, device: Device, candidate: Candidate, batch_size: int, seq_len: int
+    original: Original, cost: CostModel, device: Device, candidate: PlannedPoint, batch_size: int, seq_len: int
 ) -> Memory:
     parameters = sum(value.numel() for value in original.model.parameters())
     return Memory(

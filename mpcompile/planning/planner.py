@@ -23,12 +23,12 @@ MAX_EXITS = 3
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PlannedPoint:
     """A point with its expected time.
 
     Attributes:
         point: keep ratios and exits.
-        exit_share: see `Plan`.
+        exit_share: see `Forecast`.
         segments: time of each engine.
         flops: expected, of an example of mean length.
     """
@@ -70,7 +70,9 @@ class Planner:
         self.unpruned_s = self._unpruned(lengths)
         self.floor_s = self._unpruned(np.ones(1, np.int64))
 
-    def plan(self, target_speedup: float, on_step: Callable[[float], None] = lambda _: None) -> tuple[Candidate, float]:
+    def plan(
+        self, target_speedup: float, on_step: Callable[[float], None] = lambda _: None
+    ) -> tuple[PlannedPoint, float]:
         """The mildest point that meets a target, and the best speedup there is.
 
         Raises:
@@ -88,7 +90,7 @@ class Planner:
             raise TargetUnreachable(self._explain(target_speedup, fastest), ())
         return min(meeting, key=lambda candidate: candidate.demand), reachable
 
-    def _explain(self, target_speedup: float, fastest: Candidate) -> str:
+    def _explain(self, target_speedup: float, fastest: PlannedPoint) -> str:
         """Why a target is out of reach, and what is not."""
         best = np.floor(10 * self.unpruned_s / fastest.seconds) / 10  # rounded up it would be refused, too
         alone = self.unpruned_s / self.floor_s
@@ -126,9 +128,9 @@ class Planner:
                     for share in EXIT_SHARES:
                         yield OperatingPoint((*early, num_layers), (0.0,) * size, prunes, ratios), share
 
-    def _evaluate(self, point: OperatingPoint, share: float) -> Candidate:
+    def _evaluate(self, point: OperatingPoint, share: float) -> PlannedPoint:
         survival = [(1.0 - share) ** index for index in range(len(point.exit_layers))]
-        return Candidate(
+        return PlannedPoint(
             point, share, self._expected.predict(point, survival), self._count_flops(point, np.array(survival))
         )
 

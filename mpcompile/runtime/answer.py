@@ -8,13 +8,13 @@ import numpy as np
 
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.runtime.runtime import Runner, RunResult
-from mpcompile.runtime.tokens import TextEncoder, TokenIds, batches_by_length
+from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
 
 def answer_texts(
     runtime: Runner,
     point: OperatingPoint,
-    encoder: TextEncoder,
+    tokenizer: Tokenizer,
     encoded: Sequence[TokenIds],
     batch_size: int = 32,
     on_batch: Callable[[float], None] = lambda _: None,
@@ -23,7 +23,7 @@ def answer_texts(
 
     Args:
         point: of the runtime.
-        encoder: pads the batches.
+        tokenizer: pads the batches.
         encoded: N texts.
         batch_size: examples that run together.
         on_batch: called after each batch with the share of texts done.
@@ -31,7 +31,7 @@ def answer_texts(
     results, order = [], []
     done = 0
     for batch in batches_by_length([len(tokens) for tokens in encoded], batch_size):
-        results.append(runtime.run(encoder.pad([encoded[i] for i in batch]), point))
+        results.append(runtime.run(tokenizer.pad([encoded[i] for i in batch]), point))
         order.append(batch)
         done += len(batch)
         on_batch(done / len(encoded))

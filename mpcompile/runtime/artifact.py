@@ -26,21 +26,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpcompile.contract.segment import BuildConfig, OptimizationProfile, Range, Segment
+from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.contract.task import Task
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.runtime.requests import ModelSignature
 
 FORMAT = "mpcompile"
 FORMAT_VERSION = 2
-MANIFEST, CHECKSUM, REPORT, EXITS, BACKBONE, MODEL = (
-    "manifest.json",
-    "manifest.sha256",
-    "report.json",
-    "exits.safetensors",
-    "backbone.safetensors",
-    "model",
-)
+MANIFEST, CHECKSUM, REPORT, RECIPE = "manifest.json", "manifest.sha256", "report.json", "recipe.json"
+EXITS, BACKBONE, MODEL = "exits.safetensors", "backbone.safetensors", "model"
 _STALE_S = 3600.0
 _LOOKS = 20
 _FOREIGN = "exists and is not an artifact of mpcompile; choose another folder or remove it"
@@ -181,6 +177,21 @@ def _raise_if_foreign(path: Path, content: bytes) -> dict[str, Any]:
             f"{path}: format {version}; this mpcompile reads up to {FORMAT_VERSION}: install a newer one"
         )
     return values
+
+
+def plan_path(directory: Path, index: int) -> Path:
+    """Where an artifact keeps the plan of a segment."""
+    return directory / "engines" / f"{index}.plan"
+
+
+def write_plans(directory: Path, plans: Sequence[bytes]) -> None:
+    """Writes the plans of a chain into an artifact, in the place of those that were there."""
+    folder = plan_path(directory, 0).parent
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    for index, plan in enumerate(plans):
+        plan_path(directory, index).write_bytes(plan)
 
 
 def check_target_directory(target: Path) -> None:

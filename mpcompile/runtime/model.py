@@ -19,7 +19,7 @@ from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.predictions import Fields, Predictions, read_predictions
 from mpcompile.runtime.requests import ModelSignature, check_request
 from mpcompile.runtime.runtime import Runner, RunResult
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class OptimizedModel:
         runtime: engines and what runs them.
         signature: what requests must fit.
         report: how it was made, with the front.
-        encoder: tokenizes texts, None when no tokenizer was known.
+        tokenizer: tokenizes texts, None when no tokenizer was known.
         directory: the artifact that it was read from or written to.
     """
 
@@ -57,12 +57,12 @@ class OptimizedModel:
         runtime: Runner,
         signature: ModelSignature,
         report: Report,
-        encoder: TextEncoder | None,
+        tokenizer: Tokenizer | None,
         directory: Path,
     ) -> None:
         self.runtime = runtime
         self._signature = signature
-        self.encoder = encoder
+        self.tokenizer = tokenizer
         self._directory = directory
         self.report = report
         self._current = report.chosen
@@ -175,7 +175,7 @@ class OptimizedModel:
         self, texts: Sequence[str | tuple[str, str]], text_pairs: Sequence[str] | None = None, batch_size: int = 32
     ) -> tuple[np.ndarray, np.ndarray]:
         """Logits (N, C) and exit layers (N,) of texts, in the order given; see `predict`."""
-        if self.encoder is None:
+        if self.tokenizer is None:
             raise SettingError(
                 "predict: no tokenizer is known; give optimize(..., tokenizer=...) or call the model on ids"
             )
@@ -186,8 +186,8 @@ class OptimizedModel:
         texts, text_pairs = _unzip(list(texts), text_pairs)
         if not texts:
             raise DataError("texts: empty; at least one text is expected")
-        encoded = self.encoder.encode(texts, text_pairs)
-        result = answer_texts(self.runtime, self.operating_point.point, self.encoder, encoded, batch_size)
+        encoded = self.tokenizer.encode(texts, text_pairs)
+        result = answer_texts(self.runtime, self.operating_point.point, self.tokenizer, encoded, batch_size)
         return result.logits, result.exit_layer
 
     def save(self, directory: str | Path) -> Path:

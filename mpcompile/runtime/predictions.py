@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.compile.texts.labels import SEPARATOR
-from mpcompile.contract.task import Task
+from mpcompile.contract.task import SEPARATOR, Task
 
 
 class Fields:

@@ -13,8 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
+from mpcompile.contract.backend import Engine
+from mpcompile.contract.inputs import CARRIED
 from mpcompile.contract.operating_point import OperatingPoint, count_kept
-from mpcompile.contract.segment import CARRIED, Engine, Segment
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BatchTooLarge, InputError
 from mpcompile.runtime.grouping import split_by_length
 

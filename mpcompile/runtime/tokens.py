@@ -12,14 +12,14 @@ import numpy as np
 from mpcompile.errors import ArtifactError, DataError, SettingError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    import tokenizers
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenization.json"
 
 
-class TextEncoder:
+class Tokenizer:
     """Tokenizes texts and text pairs, truncated to what the model can read.
 
     Args:
@@ -28,21 +28,21 @@ class TextEncoder:
         pad_id: id that fills up a batch.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, pad_id: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: tokenizers.Tokenizer, max_length: int, pad_id: int) -> None:
+        self.backend = tokenizer
         self.max_length = max_length
         self.pad_id = pad_id
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length, strategy="longest_first")
 
     @classmethod
-    def from_transformers(cls, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TextEncoder:
+    def from_transformers(cls, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
         """Takes over a Hugging Face tokenizer; the shorter of the two maximal lengths counts.
 
         Raises:
             SettingError: when it is not backed by the tokenizers library.
         """
-        from tokenizers import Tokenizer
+        import tokenizers
 
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -52,23 +52,23 @@ class TextEncoder:
             )
         length = min(max_length, int(tokenizer.model_max_length))
         pad_id = tokenizer.pad_token_id
-        return cls(Tokenizer.from_str(backend.to_str()), length, int(pad_id) if pad_id is not None else 0)
+        return cls(tokenizers.Tokenizer.from_str(backend.to_str()), length, int(pad_id) if pad_id is not None else 0)
 
     @classmethod
-    def load(cls, directory: Path) -> TextEncoder:
+    def load(cls, directory: Path) -> Tokenizer:
         """Reads what `save` wrote."""
-        from tokenizers import Tokenizer
+        import tokenizers
 
         settings = json.loads((directory / SETTINGS_FILE).read_text("utf-8"))
         try:
-            tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+            tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
         except Exception as error:  # the tokenizers library raises plain Exception
             raise ArtifactError(f"{directory / TOKENIZER_FILE}: not a tokenizer: {error}") from error
         return cls(tokenizer, settings["max_length"], settings["pad_id"])
 
     def save(self, directory: Path) -> None:
         """Writes tokenizer.json and tokenization.json."""
-        self.tokenizer.save(str(directory / TOKENIZER_FILE))
+        self.backend.save(str(directory / TOKENIZER_FILE))
         settings = {"max_length": self.max_length, "pad_id": self.pad_id}
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
@@ -85,7 +85,7 @@ class TextEncoder:
                 if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
                     raise DataError(f"{name}[{i}]: half a surrogate pair in {value[:40]!r}; valid Unicode is expected")
         given = list(texts) if text_pairs is None else list(zip(texts, text_pairs, strict=True))
-        encodings = self.tokenizer.encode_batch(given)
+        encodings = self.backend.encode_batch(given)
         return [TokenIds(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]
 
     def pad(self, encoded: Sequence[TokenIds]) -> dict[str, np.ndarray]:

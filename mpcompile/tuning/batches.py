@@ -10,11 +10,11 @@ import numpy as np
 
 from mpcompile.compile.measure.workload import MAX_BATCHES, MIN_BATCHES, build_workload
 from mpcompile.compile.texts.examples import load_examples
-from mpcompile.contract.segment import OptimizationProfile, Range
+from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.errors import SettingError
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import Manifest
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import digest_arrays
 
 BLOCK_S = 0.4
@@ -97,9 +97,9 @@ def _draw_texts(
     if not manifest.has_tokenizer:
         raise SettingError(f"texts: {directory} holds no tokenizer, so they cannot be read; leave them out")
     order = np.random.default_rng(seed).permutation(len(examples))[:MAX_TEXTS]
-    drawn, encoder = examples.take(order), TextEncoder.load(directory)
-    encoded = encoder.encode(drawn.texts, drawn.text_pairs)
-    return build_workload(encoder, encoded, batch_size, count, np.arange(len(encoded)), seed).batches
+    drawn, tokenizer = examples.take(order), Tokenizer.load(directory)
+    encoded = tokenizer.encode(drawn.texts, drawn.text_pairs)
+    return build_workload(tokenizer, encoded, batch_size, count, np.arange(len(encoded)), seed).batches
 
 
 def _draw_random(

@@ -13,7 +13,7 @@ import numpy as np
 
 import mpcompile
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import OptimizationProfile
+from mpcompile.contract.profile import OptimizationProfile
 from mpcompile.cost.timing import measure_interleaved
 from mpcompile.runtime.cores import count_cores
 from mpcompile.runtime.runtime import Runner

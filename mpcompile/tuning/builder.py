@@ -14,14 +14,17 @@ import numpy as np
 
 from mpcompile.backends import find_backend
 from mpcompile.backends.openvino.quantise import find_quantiser
-from mpcompile.compile.build import build_plans, make_runner
+from mpcompile.compile.build import build_plans
+from mpcompile.compile.rebuild import Sources, load_sources
 from mpcompile.compile.recording import CalibrationTexts
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, OptimizationProfile, Segment, default_profile
+from mpcompile.contract.profile import OptimizationProfile, default_profile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import SettingError
 from mpcompile.report.report import Report
-from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, read_manifest
-from mpcompile.runtime.load import Sources, load_sources, plan_path
+from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, plan_path, read_manifest
+from mpcompile.runtime.runner import make_runner
 from mpcompile.runtime.runtime import Runner
 from mpcompile.store.results import Store, digest
 from mpcompile.tuning.cuts import Cuts, find_cuts, find_used_cuts, fit_point_maybe, merge_split_tokens

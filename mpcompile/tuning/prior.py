@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig
 from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile

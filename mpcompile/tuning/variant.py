@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mpcompile.contract.segment import BuildConfig
+from mpcompile.contract.backend import BuildConfig
 
 CUTS = ("front", "point")
 SPLIT_SCALES = (0.0, 0.5, 1.0, 2.0, 1e9)

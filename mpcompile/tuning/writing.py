@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from mpcompile.report.page import PAGE, write_page_maybe
 from mpcompile.report.report import Report
-from mpcompile.runtime.artifact import EXITS, REPORT, Manifest, replace_directory, write_manifest
-from mpcompile.runtime.load import write_plans
+from mpcompile.runtime.artifact import EXITS, REPORT, Manifest, replace_directory, write_manifest, write_plans
 from mpcompile.tuning.builder import BuiltVariant
 from mpcompile.tuning.space import Machine
 

@@ -11,15 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends import find_backend
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, default_profile, fastest_float
+from mpcompile.contract.precision import fastest_float
+from mpcompile.contract.profile import default_profile
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
 from mpcompile.runtime.requests import ModelSignature
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from tests.models import build_head
 from tests.mpcompile.remembered import Remembered
 
@@ -86,7 +88,7 @@ def write_artifact(
     copy.deepcopy(model).save_pretrained(folder / MODEL)
     weights = {f"1.{name}": value.contiguous() for name, value in heads[1].state_dict().items()}
     save_file(weights, folder / EXITS)
-    TextEncoder.from_transformers(tokenizer, captured.max_length).save(folder)
+    Tokenizer.from_transformers(tokenizer, captured.max_length).save(folder)
     rows = [describe_point(*row) for row in zip(POINTS, (1.0, 2.0, 4.0), (0.0, 0.01, 0.05), strict=True)]
     (folder / REPORT).write_text(json.dumps(build_report(rows, 1, backend_name).to_json()))
     signature = ModelSignature(

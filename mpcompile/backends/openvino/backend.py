@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.contract.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment, fastest_float
+from mpcompile.contract.backend import BuildConfig, Engine, Samples
+from mpcompile.contract.precision import fastest_float
+from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 
 try:
@@ -45,6 +48,7 @@ class OpenVinoBackend:
     """Converts torch.export programs directly; a plan is the OpenVINO IR, compiled where it is loaded."""
 
     name = "openvino"
+    needs_graph = False
 
     def __init__(self) -> None:
         self._core = openvino.Core()

@@ -25,13 +25,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpcompile.contract.segment import Samples
+from mpcompile.contract.backend import Samples
 from mpcompile.errors import BackendError
 
 if TYPE_CHECKING:
     import openvino
-
-    from mpcompile.compile.recording import CalibrationTexts
 
 _WIDE = ("avx512_vnni", "avx_vnni", "amx_int8")
 """What Linux calls instructions that multiply eight-bit numbers and sum in 32 bits."""
@@ -53,13 +51,6 @@ def find_quantiser() -> str:
     if find_missing_maybe() is not None:
         raise BackendError(MISSING)
     return f"nncf {metadata.version('nncf')}"
-
-
-def describe_calibration(precision: str, calibration: CalibrationTexts | None) -> dict[str, str]:
-    """What int8 engines depend on beside the segment, for the keys they are kept under; nothing in other precisions."""
-    if precision != "int8" or calibration is None:
-        return {}
-    return {"quantiser": find_quantiser(), "calibration": calibration.digest}
 
 
 def quantise(model: openvino.Model, samples: Samples | None, name: str) -> openvino.Model:

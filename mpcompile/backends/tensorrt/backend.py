@@ -13,7 +13,9 @@ from mpcompile.backends.tensorrt.torch_builder import (
     describe_torch_tensorrt,
     find_reason_against,
 )
-from mpcompile.contract.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment
+from mpcompile.contract.backend import BuildConfig, Engine, Samples
+from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 
 PRECISIONS = ("f32", "bf16", "f16")
@@ -30,6 +32,7 @@ class TensorRtBackend:
     """
 
     name = "tensorrt"
+    needs_graph = False
 
     def __init__(self, builder: str = "onnx") -> None:
         self._device = Cuda()  # first: without a GPU, there is no need to load the library

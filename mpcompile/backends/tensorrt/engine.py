@@ -13,9 +13,10 @@ from mpcompile.backends.replays import GraphCache
 from mpcompile.backends.size_buckets import count_rows, pad_inputs_maybe
 from mpcompile.backends.tensorrt.cuda import DeviceMemoryError
 from mpcompile.backends.tensorrt.session import Buffer, Session
-from mpcompile.contract.onnx_names import name_output
-from mpcompile.contract.segment import CARRIED, BuildConfig, Segment, size_names
-from mpcompile.cost.devices import ELEMENT_BYTES
+from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.inputs import CARRIED, name_output, size_names
+from mpcompile.contract.precision import ELEMENT_BYTES
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
 
 logger = logging.getLogger(__name__)

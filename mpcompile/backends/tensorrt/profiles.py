@@ -9,7 +9,8 @@ import numpy as np
 
 from mpcompile.backends.size_buckets import round_length
 from mpcompile.contract.operating_point import MIN_KEPT, OperatingPoint, count_kept
-from mpcompile.contract.segment import OptimizationProfile, Range, Segment
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """The smallest, best and largest shape of each input."""

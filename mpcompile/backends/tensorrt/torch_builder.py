@@ -12,8 +12,9 @@ import inspect
 from typing import Any
 
 from mpcompile.backends.tensorrt.profiles import find_shapes
-from mpcompile.contract.onnx_names import name_output
-from mpcompile.contract.segment import OptimizationProfile, Segment
+from mpcompile.contract.inputs import name_output
+from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 
 BUILD_WITH_ONNX = "pass builder='onnx'"

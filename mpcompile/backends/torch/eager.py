@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from mpcompile.backends.torch.graph import GraphBackend
-from mpcompile.contract.segment import BuildConfig, Engine, Segment
+from mpcompile.contract.backend import BuildConfig, Engine
+from mpcompile.contract.segment import Segment
 
 
 class EagerEngine:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mpcompile.contract.segment import BuildConfig, Engine, OptimizationProfile, Samples, Segment
+from mpcompile.contract.backend import BuildConfig, Engine, Samples
+from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 
 
@@ -15,6 +17,7 @@ class GraphBackend:
     """
 
     name: str
+    needs_graph = True
 
     def make_engine(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
         """An engine of a segment that has its graph."""

@@ -17,7 +17,10 @@ import torch.fx.experimental._config as fx_config
 from mpcompile.backends.replays import GraphCache
 from mpcompile.backends.size_buckets import count_rows, find_longest, pad_inputs_maybe
 from mpcompile.backends.torch.graph import GraphBackend
-from mpcompile.contract.segment import CARRIED, BuildConfig, Engine, OptimizationProfile, Samples, Segment
+from mpcompile.contract.backend import BuildConfig, Engine, Samples
+from mpcompile.contract.inputs import CARRIED
+from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
 from mpcompile.graph.lowering import lower
 

@@ -27,7 +27,7 @@ from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts, Traine
 from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.progress import Stage
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store, digest_arrays
 from passes import ExitHead
 
@@ -89,7 +89,7 @@ def train_elastic(
     prune_layers: tuple[int, ...],
     training: TaughtTexts,
     validation: TaughtTexts,
-    encoder: TextEncoder,
+    tokenizer: Tokenizer,
     store: Store,
     settings: ElasticSettings = DEFAULTS,
     loss: Loss = DISTILLATION,
@@ -105,7 +105,7 @@ def train_elastic(
         prune_layers: layers that prune.
         training: texts to learn from; labels are used when given.
         validation: texts that are never learned from, for early stopping.
-        encoder: pads the texts.
+        tokenizer: pads the texts.
         store: keeps the result, and checkpoints beside it.
         settings: how to train.
         loss: of every output.
@@ -119,7 +119,7 @@ def train_elastic(
     key = describe_run(captured, heads, prune_layers, (training, validation), settings, loss)
 
     def make_trainer() -> Trainer:
-        return Trainer(captured, heads, prune_layers, encoder, settings, loss)
+        return Trainer(captured, heads, prune_layers, tokenizer, settings, loss)
 
     return assemble(captured, heads, train_once(key, store, make_trainer, training, validation, settings, stage))
 

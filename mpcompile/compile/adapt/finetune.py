@@ -32,14 +32,14 @@ def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> 
     Returns:
         The context with the trained model in place of the captured one, and the trained heads, None without any.
     """
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     options = context.settings
     training, validation = split_validation(part)
     max_seconds = None if options.train_minutes is None else 60.0 * options.train_minutes
     settings = ElasticSettings(max_epochs=options.train_epochs, max_seconds=max_seconds, seed=options.seed)
     prune_layers, _ = keep_schedules(context.captured.num_layers)
     heads = train_first_heads(context, training, exit_layers)
-    arguments = (heads, prune_layers, teach(training), teach(validation), context.encoder, context.store)
+    arguments = (heads, prune_layers, teach(training), teach(validation), context.tokenizer, context.store)
     loss = find_loss(context.task)
     trained: Elastic | Pyramid
     with context.progress.stage("elastic fine-tuning") as stage:
@@ -101,11 +101,11 @@ def train_first_heads(context: Context, part: TextPart, exit_layers: tuple[int, 
 
 
 def _compute_heads(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> dict[int, ExitHead]:
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     assert part.original is not None
     plain = KeepSchedule((), ())
     collector = FeatureCollector(
-        context.captured, exit_layers, (), context.backend, context.float_precision, context.encoder, context.config
+        context.captured, exit_layers, (), context.backend, context.float_precision, context.tokenizer, context.config
     )
     with context.progress.stage("features for training") as stage:
         features = collector.collect(part.encoded, plain, stage)

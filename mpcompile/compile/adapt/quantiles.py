@@ -12,7 +12,7 @@ from torch.fx import Interpreter, Node
 from mpcompile.compile.choose.features import KeepSchedule
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import rewrite
-from mpcompile.runtime.tokens import TextEncoder, TokenIds
+from mpcompile.runtime.tokens import TokenIds, Tokenizer
 from passes.threshold_ops import prune_by_threshold, received_attention
 
 MAX_TOKENS = 8192
@@ -20,7 +20,7 @@ MAX_TOKENS = 8192
 
 
 def find_token_thresholds(
-    captured: CapturedModel, encoder: TextEncoder, encoded: Sequence[TokenIds], schedule: KeepSchedule
+    captured: CapturedModel, tokenizer: Tokenizer, encoded: Sequence[TokenIds], schedule: KeepSchedule
 ) -> tuple[float, ...]:
     """Thresholds at which each layer keeps as large a share of its tokens, over all texts, as a schedule says.
 
@@ -28,14 +28,14 @@ def find_token_thresholds(
 
     Args:
         captured: the model.
-        encoder: pads the texts.
+        tokenizer: pads the texts.
         encoded: texts like those to come; the first are taken, as `MAX_TOKENS` allows.
         schedule: pruning layers and their keep ratios.
     """
     longest = np.maximum.accumulate([len(text) for text in encoded])
     count = max(1, int((longest * np.arange(1, len(encoded) + 1) <= MAX_TOKENS).sum()))
     graph = rewrite(captured.graph_module, {}, schedule.prune_layers, selection="threshold")
-    batch = encoder.pad(encoded[:count])
+    batch = tokenizer.pad(encoded[:count])
     inputs = {name: torch.from_numpy(batch[name]) for name in captured.input_names}
     inputs |= {f"token_threshold_{layer}": torch.zeros(1) for layer in schedule.prune_layers}
     ordered = [inputs[str(node.target)] for node in graph.graph.nodes if node.op == "placeholder"]

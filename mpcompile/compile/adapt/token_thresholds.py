@@ -24,7 +24,7 @@ from mpcompile.compile.adapt.trainer import THRESHOLD_PREFIX, ElasticSettings, T
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import rewrite
 from mpcompile.progress import Stage
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 from passes import ExitHead, PruneByThreshold, SoftenTokens, run_passes
 
@@ -85,12 +85,12 @@ class SoftTrainer(Trainer):
         captured: CapturedModel,
         heads: Mapping[int, ExitHead],
         thresholds: Mapping[int, float],
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         pyramid: ThresholdSettings,
         loss: Loss,
     ) -> None:
         self._thresholds, self._pyramid = dict(thresholds), pyramid
-        super().__init__(captured, heads, (), encoder, pyramid.soft, loss)
+        super().__init__(captured, heads, (), tokenizer, pyramid.soft, loss)
 
     def _rewrite(self, heads: Mapping[int, ExitHead]) -> GraphModule:
         graph = rewrite(copy_graph(self._captured.graph_module), heads, ())
@@ -119,12 +119,12 @@ class HardTrainer(Trainer):
         captured: CapturedModel,
         heads: Mapping[int, ExitHead],
         thresholds: Mapping[int, float],
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         settings: ElasticSettings,
         loss: Loss,
     ) -> None:
         self._thresholds = dict(thresholds)
-        super().__init__(captured, heads, (), encoder, settings, loss)
+        super().__init__(captured, heads, (), tokenizer, settings, loss)
 
     def _rewrite(self, heads: Mapping[int, ExitHead]) -> GraphModule:
         graph = rewrite(copy_graph(self._captured.graph_module), heads, ())
@@ -138,7 +138,7 @@ def train_thresholds(
     prune_layers: tuple[int, ...],
     training: TaughtTexts,
     validation: TaughtTexts,
-    encoder: TextEncoder,
+    tokenizer: Tokenizer,
     store: Store,
     settings: ThresholdSettings = DEFAULTS,
     loss: Loss = DISTILLATION,
@@ -152,7 +152,7 @@ def train_thresholds(
         prune_layers: layers that prune.
         training: texts to learn from; labels are used when given.
         validation: texts that are never learned from, for early stopping.
-        encoder: pads the texts.
+        tokenizer: pads the texts.
         store: keeps the results, and checkpoints beside them.
         settings: how to train.
         loss: of every output.
@@ -170,7 +170,7 @@ def train_thresholds(
     arrays = train_once(
         describe_run(captured, heads, prune_layers, texts, settings.soft, loss) | {"soft": decisive} | this,
         store,
-        lambda: SoftTrainer(captured, heads, start, encoder, settings, loss),
+        lambda: SoftTrainer(captured, heads, start, tokenizer, settings, loss),
         *texts,
         settings.soft,
         lambda share: stage(share / 2),
@@ -181,7 +181,7 @@ def train_thresholds(
     arrays = train_once(
         describe_run(soft.captured, soft.heads, prune_layers, texts, settings.hard, loss) | fixed | this,
         store,
-        lambda: HardTrainer(soft.captured, soft.heads, learned, encoder, settings.hard, loss),
+        lambda: HardTrainer(soft.captured, soft.heads, learned, tokenizer, settings.hard, loss),
         *texts,
         settings.hard,
         lambda share: stage(0.5 + share / 2),

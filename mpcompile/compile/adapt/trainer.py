@@ -23,7 +23,7 @@ from mpcompile.compile.adapt.losses import Loss
 from mpcompile.compile.adapt.schedules import WIDTH_STEP, count_slots, draw_batches, draw_keep_ratios, round_up
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import rewrite
-from mpcompile.runtime.tokens import TextEncoder, TokenIds, batches_by_length
+from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 from passes import ExitHead
 
 MAX_GRADIENT_NORM = 1.0
@@ -97,7 +97,7 @@ class Trainer:
         captured: left as it is.
         heads: by exit layer, where training starts from; left as they are.
         prune_layers: layers that prune.
-        encoder: pads the texts.
+        tokenizer: pads the texts.
         settings: how to train.
         loss: of every output.
 
@@ -113,12 +113,12 @@ class Trainer:
         captured: CapturedModel,
         heads: Mapping[int, ExitHead],
         prune_layers: tuple[int, ...],
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         settings: ElasticSettings,
         loss: Loss,
     ) -> None:
         self.device = find_training_device()
-        self._captured, self._prune_layers, self._encoder = captured, prune_layers, encoder
+        self._captured, self._prune_layers, self._tokenizer = captured, prune_layers, tokenizer
         self._settings, self._loss = settings, loss
         heads = {layer: copy.deepcopy(head) for layer, head in heads.items()}
         self._graph = move_graph(self._rewrite(heads), self.device).eval().requires_grad_(True)
@@ -250,10 +250,10 @@ class Trainer:
         }
 
     def _run(self, encoded: Sequence[TokenIds], ratios: tuple[float, ...]) -> dict[str, Tensor]:
-        padded = self._encoder.pad(encoded)
+        padded = self._tokenizer.pad(encoded)
         longest = padded["attention_mask"].shape[1]
         width = max(longest, min(round_up(longest, WIDTH_STEP), self._captured.max_length))
-        filling = {"input_ids": self._encoder.pad_id}
+        filling = {"input_ids": self._tokenizer.pad_id}
         inputs = {
             name: np.pad(padded[name], ((0, 0), (0, width - longest)), constant_values=filling.get(name, 0))
             for name in self._captured.input_names

@@ -54,9 +54,9 @@ def check_point(
 
 
 def _compare(context: Context, runtime: Runner, point: OperatingPoint, part: TextPart, name: str) -> Checked:
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     with context.progress.stage(f"answers of the result ({name})") as stage:
-        result = answer_texts(runtime, point, context.encoder, part.encoded, on_batch=stage)
+        result = answer_texts(runtime, point, context.tokenizer, part.encoded, on_batch=stage)
     task, answers = part.task, part.task.answers(result.logits)
     lost, original_lost = task.differs(answers, part.truth), task.differs(part.original_answer, part.truth)
     return Checked(

@@ -73,10 +73,10 @@ def certify_front(
 def _run(
     context: Context, runtime: Runner, front: Sequence[MeasuredPoint], sequence: Sequence[int], part: TextPart
 ) -> Iterator[np.ndarray]:
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     for number, i in enumerate(sequence):
         with context.progress.stage(f"certify point {number + 1} of {len(sequence)}") as stage:
-            result = answer_texts(runtime, front[i].point, context.encoder, part.encoded, on_batch=stage)
+            result = answer_texts(runtime, front[i].point, context.tokenizer, part.encoded, on_batch=stage)
         yield part.task.differs(part.task.answers(result.logits), part.truth)
 
 

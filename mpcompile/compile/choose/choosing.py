@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.backends.openvino.quantise import describe_calibration
 from mpcompile.compile.adapt.elastic import ElasticHeads
 from mpcompile.compile.adapt.frozen import TrainedHeads, train_exit_heads
 from mpcompile.compile.adapt.quantiles import find_token_thresholds
@@ -20,9 +19,10 @@ from mpcompile.compile.choose.point_search import PointSearch
 from mpcompile.compile.choose.pricing import Pricer
 from mpcompile.compile.context import Context, TextPart
 from mpcompile.compile.measure.workload import random_batch
+from mpcompile.compile.recording import describe_calibration
 from mpcompile.compile.reference import unpruned_point
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.cost.forecast import Plan
+from mpcompile.cost.forecast import Forecast
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
 from mpcompile.cost.timing import measure_interleaved
@@ -245,7 +245,7 @@ def find_exits(context: Context) -> tuple[int, ...]:
     return tuple(sorted({*exit_candidates(num_layers), *planned}))
 
 
-def check_plan(plan: Plan, num_layers: int) -> None:
+def check_plan(plan: Forecast, num_layers: int) -> None:
     """Refuses a plan of a model with other layers.
 
     Raises:
@@ -275,10 +275,10 @@ def _with_thresholds(context: Context, part: TextPart, schedules: tuple[KeepSche
         learned = [context.token_thresholds[layer] for layer in layers]
         scaled = [tuple(scale * threshold for threshold in learned) for scale in THRESHOLD_SCALES]
         return tuple(KeepSchedule(layers, ones, thresholds) for thresholds in scaled)
-    assert context.encoder is not None
-    encoder, captured = context.encoder, context.captured
+    assert context.tokenizer is not None
+    tokenizer, captured = context.tokenizer, context.captured
     return tuple(
-        KeepSchedule(layers, s.keep_ratios, find_token_thresholds(captured, encoder, part.encoded, s))
+        KeepSchedule(layers, s.keep_ratios, find_token_thresholds(captured, tokenizer, part.encoded, s))
         for s in schedules
     )
 
@@ -344,14 +344,14 @@ class _Collector:
     @functools.cached_property
     def _engine(self) -> FeatureCollector:
         context = self._context
-        assert context.encoder is not None
+        assert context.tokenizer is not None
         return FeatureCollector(
             context.captured,
             self._exits,
             self.prune_layers,
             context.backend,
             context.precision,
-            context.encoder,
+            context.tokenizer,
             context.config,
             context.calibration,
             context.settings.selection,

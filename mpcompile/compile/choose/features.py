@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.compile.recording import CalibrationTexts, record_inputs
+from mpcompile.contract.backend import Backend, BuildConfig, Engine
 from mpcompile.contract.operating_point import count_kept
-from mpcompile.contract.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range, Segment
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import tap
 from mpcompile.progress import Stage
-from mpcompile.runtime.tokens import TextEncoder, TokenIds, batches_by_length
+from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
 BATCH_SIZE = 32
 
@@ -90,7 +92,7 @@ class FeatureCollector:
         prune_layers: layers that may prune.
         backend: builds the engine, so that features come from the numerics that are deployed.
         precision: of the engine.
-        encoder: pads the texts.
+        tokenizer: pads the texts.
         config: for the backend.
         calibration: texts, for an engine in int8.
         selection: what prunes keep, see `partition.rewrite`.
@@ -103,7 +105,7 @@ class FeatureCollector:
         prune_layers: tuple[int, ...],
         backend: Backend,
         precision: str,
-        encoder: TextEncoder,
+        tokenizer: Tokenizer,
         config: BuildConfig,
         calibration: CalibrationTexts | None = None,
         selection: str = "top",
@@ -115,7 +117,7 @@ class FeatureCollector:
             (samples,) = record_inputs((self._segment,), (), calibration.batches)
         plan = backend.build(self._segment, OptimizationProfile(*size), config, samples)
         self._engine: Engine = backend.load(plan, self._segment, config)
-        self._encoder = encoder
+        self._tokenizer = tokenizer
 
     def collect(self, encoded: Sequence[TokenIds], schedule: KeepSchedule, stage: Stage) -> Features:
         """Runs all texts with one schedule of keep ratios."""
@@ -132,7 +134,7 @@ class FeatureCollector:
         return Features.from_arrays(arrays)
 
     def _inputs(self, encoded: Sequence[TokenIds], schedule: KeepSchedule) -> dict[str, np.ndarray]:
-        batch = self._encoder.pad(encoded)
+        batch = self._tokenizer.pad(encoded)
         inputs = {name: batch[name] for name in self._segment.input_names if name in batch}
         if self._segment.prunes_by_threshold:
             thresholds = dict(zip(schedule.prune_layers, schedule.token_thresholds, strict=True))

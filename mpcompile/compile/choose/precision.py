@@ -20,7 +20,7 @@ from mpcompile.compile.measure.front import Pace, measure_engine_gains
 from mpcompile.compile.recording import CalibrationTexts
 from mpcompile.compile.reference import build_unpruned
 from mpcompile.compile.settings import Settings
-from mpcompile.contract.segment import fastest_float
+from mpcompile.contract.precision import fastest_float
 from mpcompile.cost.expected import predict_whole
 from mpcompile.errors import SettingError
 from mpcompile.runtime.runtime import Runtime
@@ -88,8 +88,8 @@ def choose_precision(
     Returns:
         The better one by `pick_offer`, and what is to be said about it.
     """
-    assert context.encoder is not None
-    calibration = CalibrationTexts.draw(context.encoder, part.encoded)
+    assert context.tokenizer is not None
+    calibration = CalibrationTexts.draw(context.tokenizer, part.encoded)
     precisions, notes = list_precisions(context)
     heads = trained if trained is not None and context.settings.exits else train_heads(adapted, part)
     context, adapted = (dataclasses.replace(c, calibration=calibration) for c in (context, adapted))

@@ -15,6 +15,7 @@ from mpcompile.compile.measure.front import Systems
 from mpcompile.compile.measure.workload import build_workload
 from mpcompile.compile.optimize import open_context
 from mpcompile.compile.original import open_original
+from mpcompile.compile.rebuild import rebuild_chain
 from mpcompile.compile.recording import CalibrationTexts
 from mpcompile.compile.reference import ask_original, build_unpruned, unpruned_point
 from mpcompile.compile.settings import Settings
@@ -24,7 +25,7 @@ from mpcompile.progress import StageProgress
 from mpcompile.report.tables import render
 from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.artifact import MODEL
-from mpcompile.runtime.load import load
+from mpcompile.runtime.load import load_artifact
 from mpcompile.runtime.model import OptimizedModel
 
 
@@ -44,19 +45,19 @@ def benchmark_artifact(
         A row per system and batch size: `system`, `batch_size`, `measured_s` per batch with `p10_s` and
         `p90_s`, `speedup` over the original, `accuracy` and `agreement`.
     """
-    optimized = load(directory)
+    optimized = load_artifact(directory, rebuild=rebuild_chain)
     settings = Settings(
         1.0, backend=optimized.report.machine["backend"], precision=optimized.report.machine["precision"]
     )
     with StageProgress(progress) as bars:
         context = open_context(open_original(Path(directory) / MODEL, None), settings, bars)
-        context = _with_encoder(context, optimized)
+        context = _with_tokenizer(context, optimized)
         examples = load_examples(test, name="test")
         order = np.random.default_rng(0).permutation(len(examples))[:max_texts]
         part = ask_original(context, encode_examples(context, examples.take(order), "test"), "test")
-        assert context.encoder is not None
+        assert context.tokenizer is not None
         # An unpruned engine in int8 is a baseline of time above all; the texts at hand will do to calibrate it.
-        context = dataclasses.replace(context, calibration=CalibrationTexts.draw(context.encoder, part.encoded))
+        context = dataclasses.replace(context, calibration=CalibrationTexts.draw(context.tokenizer, part.encoded))
         unpruned = build_unpruned(context, context.precision)
         answers = {
             "original": part.original_answer,
@@ -91,22 +92,22 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     return render(table, width=100)
 
 
-def _with_encoder(context: Context, optimized: OptimizedModel) -> Context:
-    return dataclasses.replace(context, encoder=optimized.encoder, task=optimized.task)
+def _with_tokenizer(context: Context, optimized: OptimizedModel) -> Context:
+    return dataclasses.replace(context, tokenizer=optimized.tokenizer, task=optimized.task)
 
 
 def _answers(context: Context, runtime: Any, point: Any, part: TextPart) -> np.ndarray:
-    assert context.encoder is not None
-    return part.task.answers(answer_texts(runtime, point, context.encoder, part.encoded).logits)
+    assert context.tokenizer is not None
+    return part.task.answers(answer_texts(runtime, point, context.tokenizer, part.encoded).logits)
 
 
 def _measure(
     context: Context, optimized: OptimizedModel, unpruned: Any, part: TextPart, batch_size: int, runs: int, stage: Any
 ) -> dict[str, Timing]:
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     num_batches = max(3, 96 // batch_size)
     order = np.random.default_rng(0).permutation(len(part.encoded))
-    workload = build_workload(context.encoder, part.encoded, batch_size, num_batches, order, 0)
+    workload = build_workload(context.tokenizer, part.encoded, batch_size, num_batches, order, 0)
     prepared = [context.original.prepare(batch, context.captured.input_names) for batch in workload.batches[:3]]
     num_threads = context.original.find_threads(prepared)
     systems = Systems(context, workload, unpruned, optimized.runtime, num_threads)

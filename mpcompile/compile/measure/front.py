@@ -109,9 +109,9 @@ def make_workload(
     if part is None:
         batches = tuple(random_batch(context.captured.vocab_size, size, length, seed) for seed in range(4))
         return Workload(batches, tuple(np.arange(size) for _ in batches))
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     return build_workload(
-        context.encoder, part.encoded, size, num_batches, part.lengths if rank is None else rank, seed
+        context.tokenizer, part.encoded, size, num_batches, part.lengths if rank is None else rank, seed
     )
 
 

@@ -33,21 +33,21 @@ def trace_samples(context: Context, runtime: Runner, point: OperatingPoint, part
         point: of the runtime.
         part: texts that nothing was chosen on, as they were given, with the original's answers.
     """
-    assert context.encoder is not None
+    assert context.tokenizer is not None
     assert part.examples is not None
     pool = part.take(np.arange(min(POOL_SIZE, len(part.encoded))))
-    result = answer_texts(runtime, point, context.encoder, pool.encoded)
+    result = answer_texts(runtime, point, context.tokenizer, pool.encoded)
     answer, original, task = pool.task.answers(result.logits), pool.original_answer, pool.task
     differs = task.differs(answer, original)
     words, original_words = (describe_answers(task, context.captured.id2label, given) for given in (answer, original))
     scores, samples = _scores(task, result.logits, original), []
     for i in pick_samples(result.exit_layer, pool.lengths, differs):
         exit_layer = int(result.exit_layer[i])
-        inputs = context.encoder.pad([pool.encoded[i]])
+        inputs = context.tokenizer.pad([pool.encoded[i]])
         dropped_in = trace_tokens(runtime.segments, context.captured.num_labels, inputs, point, exit_layer)
         pairs = part.examples.text_pairs
         texts = [part.examples.texts[i]] if pairs is None else [part.examples.texts[i], pairs[i]]
-        encoding = context.encoder.tokenizer.encode(texts[0], texts[1] if len(texts) == 2 else None)
+        encoding = context.tokenizer.backend.encode(texts[0], texts[1] if len(texts) == 2 else None)
         tokens = describe_tokens(encoding, texts, dropped_in)
         is_truncated = len(encoding.overflowing) > 0
         samples.append(

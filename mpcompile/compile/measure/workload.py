@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.runtime.tokens import TextEncoder, TokenIds
+from mpcompile.runtime.tokens import TokenIds, Tokenizer
 
 BLOCK_S = 3.0
 """Seconds that the original needs for the batches of a run: enough to average over texts."""
@@ -29,7 +29,7 @@ class Workload:
 
 
 def build_workload(
-    encoder: TextEncoder, encoded: Sequence[TokenIds], batch_size: int, num_batches: int, rank: np.ndarray, seed: int
+    tokenizer: Tokenizer, encoded: Sequence[TokenIds], batch_size: int, num_batches: int, rank: np.ndarray, seed: int
 ) -> Workload:
     """Draws batches that stand for all texts.
 
@@ -50,7 +50,7 @@ def build_workload(
     draws = [_draw(ranked, count, generator).reshape(-1, batch_size) for _ in range(NUM_DRAWS)]
     padded = np.array([lengths[draw].max(1).sum() for draw in draws])
     positions = tuple(draws[int(np.abs(padded - padded.mean()).argmin())])
-    return Workload(tuple(encoder.pad([encoded[i] for i in batch]) for batch in positions), positions)
+    return Workload(tuple(tokenizer.pad([encoded[i] for i in batch]) for batch in positions), positions)
 
 
 def _draw(ranked: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

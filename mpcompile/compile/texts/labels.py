@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mpcompile.compile.texts.examples import Examples, Label, explain_classes, labels_to_ids, shorten
-from mpcompile.contract.task import Task
+from mpcompile.contract.task import SEPARATOR, Task
 from mpcompile.errors import DataError
 
-SEPARATOR = ";"
-"""Between the labels of a text where they stand in one string, as in a CSV cell."""
 _LEAST_TEXTS = 16
 """From so many labels on it is no accident when all are alike."""
 

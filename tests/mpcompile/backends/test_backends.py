@@ -12,7 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from mpcompile.backends import find_backend
-from mpcompile.contract.segment import Backend, BuildConfig, Engine, OptimizationProfile, Range, Segment
+from mpcompile.contract.backend import Backend, BuildConfig, Engine
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition

@@ -15,15 +15,15 @@ from mpcompile.backends.openvino.backend import OpenVinoBackend
 from mpcompile.backends.torch.eager import EagerBackend
 from mpcompile.commands.cli import main
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import fastest_float
+from mpcompile.contract.precision import fastest_float
 from mpcompile.cost import profiles
 from mpcompile.cost.calibration import Profile
 from mpcompile.cost.expected import SegmentTime
-from mpcompile.cost.forecast import Memory, Plan
+from mpcompile.cost.forecast import Forecast, Memory
 from mpcompile.errors import BackendError
 
 Captured = pytest.CaptureFixture[str]
-MADE_UP = Plan(
+MADE_UP = Forecast(
     model="tiny",
     device="l4",
     precision="f16",
@@ -87,7 +87,7 @@ def test_plan_prints_one_json_object_and_writes_the_same(
     values = json.loads(out)
     assert (status, err) == (0, "")
     assert values == json.loads(out_file.read_text())
-    assert Plan.load(out_file).to_json() == values
+    assert Forecast.load(out_file).to_json() == values
     assert (values["device"], values["model"]) == ("l4", str(tiny_model_dir))
     assert names_in(tmp_path) == ["plan.json"]
 
@@ -123,7 +123,7 @@ def test_plan_replaces_the_file_that_was_there(
 ) -> None:
     (tmp_path / "plan.json").write_text("before")
     assert run(capsys, *plan_arguments("tiny", cache_dir, "--out", tmp_path / "plan.json"))[0] == 0
-    assert Plan.load(tmp_path / "plan.json") == MADE_UP
+    assert Forecast.load(tmp_path / "plan.json") == MADE_UP
     assert names_in(tmp_path) == ["plan.json"]
 
 

@@ -15,7 +15,7 @@ from mpcompile.backends.tensorrt.builder import BuilderOptions, BuiltEngine
 from mpcompile.commands.cli import main
 from mpcompile.compile import bundle as bundles
 from mpcompile.compile.bundle import build_bundle, describe_engines, export_bundle, read_recipe
-from mpcompile.contract.segment import Range
+from mpcompile.contract.profile import Range
 from mpcompile.errors import ArtifactError, BackendError, SettingError
 from mpcompile.graph.onnx_check import OnnxEngine
 from mpcompile.runtime.artifact import read_manifest

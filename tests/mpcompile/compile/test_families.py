@@ -10,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends import find_backend
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, default_profile
+from mpcompile.contract.profile import default_profile
 from mpcompile.cost.work import estimate_work
 from mpcompile.errors import CaptureError
 from mpcompile.graph.capture import CapturedModel, capture

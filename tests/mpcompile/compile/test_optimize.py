@@ -23,7 +23,7 @@ from mpcompile.compile.choose.candidates import thin
 from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.cost.forecast import Memory, Plan
+from mpcompile.cost.forecast import Forecast, Memory
 from mpcompile.errors import BackendError, CaptureError, DataError, SettingError, StudyError, TargetUnreachable
 from mpcompile.report.page import render_page
 from mpcompile.runtime.model import OptimizedModel
@@ -685,9 +685,9 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> type[Collecting]:
     return Collecting
 
 
-def plan_point(point: OperatingPoint) -> Plan:
+def plan_point(point: OperatingPoint) -> Forecast:
     """A plan of a point; what else it says is made up, as nothing else is read."""
-    return Plan(
+    return Forecast(
         model="tiny",
         device="l4",
         precision="f16",

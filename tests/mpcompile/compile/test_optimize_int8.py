@@ -11,11 +11,11 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
+from mpcompile import load
 from mpcompile.backends import find_backend
-from mpcompile.contract.segment import default_profile
+from mpcompile.contract.profile import default_profile
 from mpcompile.errors import SettingError
 from mpcompile.runtime.artifact import read_manifest, write_manifest
-from mpcompile.runtime.load import load
 from mpcompile.runtime.model import OptimizedModel
 from mpcompile.tuning.builder import VariantBuilder
 from mpcompile.tuning.variant import Variant

@@ -7,10 +7,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mpcompile.backends.torch.eager import EagerBackend
 from mpcompile.compile.recording import KEEP_RATIOS, MAX_TOKENS, NUM_SAMPLES, CalibrationTexts, record_inputs
-from mpcompile.contract.segment import BuildConfig, Engine, Segment
+from mpcompile.contract.backend import BuildConfig, Engine
+from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import partition
-from mpcompile.runtime.tokens import TextEncoder, TokenIds
+from mpcompile.runtime.tokens import TokenIds, Tokenizer
 from tests.models import HIDDEN_SIZE, MAX_POSITIONS, build_head
 from tests.reference import count_kept
 
@@ -25,8 +26,8 @@ def chain(captured: CapturedModel) -> tuple[tuple[Segment, ...], list[Engine]]:
     return segments, [EagerBackend().load(b"", segment, BuildConfig()) for segment in segments[:-1]]
 
 
-def encoder(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
-    return TextEncoder.from_transformers(tokenizer, MAX_POSITIONS)
+def tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    return Tokenizer.from_transformers(tokenizer, MAX_POSITIONS)
 
 
 def record(captured: CapturedModel, batches: list[dict[str, np.ndarray]]) -> tuple[list[dict[str, np.ndarray]], ...]:
@@ -34,7 +35,7 @@ def record(captured: CapturedModel, batches: list[dict[str, np.ndarray]]) -> tup
 
 
 def test_every_segment_sees_every_text(captured: CapturedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    batches = [encoder(tiny_tokenizer).pad([text(length)]) for length in (9, 4, 7)]
+    batches = [tokenizer(tiny_tokenizer).pad([text(length)]) for length in (9, 4, 7)]
     segments, engines = chain(captured)
     recorded = record_inputs(segments, engines, batches)
     assert [len(samples) for samples in recorded] == [3, 3]
@@ -45,7 +46,7 @@ def test_every_segment_sees_every_text(captured: CapturedModel, tiny_tokenizer: 
 def test_samples_take_turns_with_the_keep_ratios(
     captured: CapturedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    _, later = record(captured, [encoder(tiny_tokenizer).pad([text(10)])] * 2)
+    _, later = record(captured, [tokenizer(tiny_tokenizer).pad([text(10)])] * 2)
     assert [sample["hidden"].shape for sample in later] == [
         (1, count_kept(ratio, 10), HIDDEN_SIZE) for ratio in KEEP_RATIOS
     ]
@@ -63,25 +64,25 @@ def test_samples_are_copies_of_buffers_that_engines_use_again(
             buffers.setdefault((name, value.shape), value.copy())[...] = value
         return {name: buffers[name, value.shape] for name, value in outputs.items()}
 
-    one, other = (encoder(tiny_tokenizer).pad([TokenIds(np.arange(n, n + 6), np.zeros(6, int))]) for n in (5, 20))
+    one, other = (tokenizer(tiny_tokenizer).pad([TokenIds(np.arange(n, n + 6), np.zeros(6, int))]) for n in (5, 20))
     _, later = record_inputs(segments, [reuse], [one, one, other])
     assert not np.array_equal(later[0]["hidden"], later[2]["hidden"])
 
 
 def test_a_chain_of_one_needs_no_engine(captured: CapturedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     (segment,) = partition(captured, {}, precision="int8")
-    (samples,) = record_inputs([segment], [], [encoder(tiny_tokenizer).pad([text(5)])])
+    (samples,) = record_inputs([segment], [], [tokenizer(tiny_tokenizer).pad([text(5)])])
     np.testing.assert_array_equal(samples[0]["input_ids"], [np.arange(5, 10)])
 
 
 def test_texts_are_drawn_one_by_one_without_padding(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    drawn = CalibrationTexts.draw(encoder(tiny_tokenizer), [text(3), text(9)])
+    drawn = CalibrationTexts.draw(tokenizer(tiny_tokenizer), [text(3), text(9)])
     assert [batch["input_ids"].shape for batch in drawn.batches] == [(1, 3), (1, 9)]
     assert all(batch["attention_mask"].all() for batch in drawn.batches)
 
 
 def test_texts_are_limited_in_number_and_in_tokens(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens = encoder(tiny_tokenizer)
+    tokens = tokenizer(tiny_tokenizer)
     assert len(CalibrationTexts.draw(tokens, [text(3)] * (NUM_SAMPLES + 5)).batches) == NUM_SAMPLES
     long = CalibrationTexts.draw(tokens, [text(MAX_TOKENS // 4 + 1)] * 8)
     assert len(long.batches) == 3
@@ -89,6 +90,6 @@ def test_texts_are_limited_in_number_and_in_tokens(tiny_tokenizer: PreTrainedTok
 
 
 def test_digest_changes_with_the_texts(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    tokens = encoder(tiny_tokenizer)
+    tokens = tokenizer(tiny_tokenizer)
     one, same, other = (CalibrationTexts.draw(tokens, [text(3), text(n)]).digest for n in (4, 4, 5))
     assert one == same != other

@@ -13,13 +13,14 @@ from mpcompile.backends import find_backend
 from mpcompile.compile.adapt.quantiles import find_token_thresholds
 from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule
 from mpcompile.compile.settings import Settings
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, default_profile
+from mpcompile.contract.profile import default_profile
 from mpcompile.errors import InputError, SettingError
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runtime import RunResult, Runtime
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, family_model, random_batch
 from tests.reference import run_reference
 
@@ -43,8 +44,8 @@ def make_batch(lengths: list[int]) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
-    return TextEncoder.from_transformers(tiny_tokenizer, MAX_POSITIONS)
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    return Tokenizer.from_transformers(tiny_tokenizer, MAX_POSITIONS)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [1], [7]], ids=str)
@@ -71,12 +72,12 @@ def test_point_of_the_other_selection_is_refused(selection: str) -> None:
 
 
 def test_quantiles_keep_as_many_tokens_as_the_schedule_says(
-    captured: CapturedModel, encoder: TextEncoder, tiny_texts: list[str]
+    captured: CapturedModel, tokenizer: Tokenizer, tiny_texts: list[str]
 ) -> None:
-    encoded, schedule = encoder.encode(tiny_texts), KeepSchedule((0, 2), (0.8, 0.5))
-    thresholds = find_token_thresholds(captured, encoder, encoded, schedule)
+    encoded, schedule = tokenizer.encode(tiny_texts), KeepSchedule((0, 2), (0.8, 0.5))
+    thresholds = find_token_thresholds(captured, tokenizer, encoded, schedule)
     collector = FeatureCollector(
-        captured, (), (0, 2), find_backend("eager"), "f32", encoder, BuildConfig(), selection="threshold"
+        captured, (), (0, 2), find_backend("eager"), "f32", tokenizer, BuildConfig(), selection="threshold"
     )
     found = dataclasses.replace(schedule, token_thresholds=thresholds)
     lengths = np.array([len(text) for text in encoded])

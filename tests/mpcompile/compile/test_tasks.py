@@ -18,8 +18,9 @@ from mpcompile.commands.cli import main
 from mpcompile.compile.original import open_original
 from mpcompile.compile.texts.examples import load_examples
 from mpcompile.compile.texts.labels import read_labels
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, default_profile
+from mpcompile.contract.profile import default_profile
 from mpcompile.contract.task import Task
 from mpcompile.errors import CaptureError, DataError, SettingError
 from mpcompile.graph.capture import capture
@@ -136,7 +137,7 @@ def test_predict_command_writes_a_row_per_text(kind: str, saved: Path, tmp_path:
 @pytest.mark.parametrize("kind", ["regression", "embedding"])
 def test_unpruned_point_answers_as_the_original(kind: str, of_kind: Any, tiny_texts: list[str]) -> None:
     optimized = of_kind(kind)
-    inputs = optimized.encoder.pad(optimized.encoder.encode(tiny_texts))
+    inputs = optimized.tokenizer.pad(optimized.tokenizer.encode(tiny_texts))
     answers = optimized.runtime.run(inputs, OperatingPoint((2,))).logits
     np.testing.assert_allclose(answers, original_answers(kind, tiny_texts), atol=1e-5)
 

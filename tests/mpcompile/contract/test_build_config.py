@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import mpcompile
-from mpcompile.contract.segment import BuildConfig, OptimizationProfile, Range
+from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.runtime.artifact import CHECKSUM, MANIFEST, Manifest, read_manifest, write_manifest
 from mpcompile.runtime.lanes import Lanes

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mpcompile.backends.torch.eager import EagerBackend
-from mpcompile.contract.segment import BuildConfig, Segment
+from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.segment import Segment
 from mpcompile.cost import calibration
 from mpcompile.cost.calibration import (
     FITTED,

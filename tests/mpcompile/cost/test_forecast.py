@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mpcompile.cost.forecast import Plan
+from mpcompile.cost.forecast import Forecast
 from mpcompile.errors import SettingError
 
 
-def write(plan: Plan, path: Path, change: Callable[[dict[str, Any]], Any] = lambda values: values) -> Path:
+def write(plan: Forecast, path: Path, change: Callable[[dict[str, Any]], Any] = lambda values: values) -> Path:
     """A file of a plan; `change` may change the values in place."""
     values = plan.to_json()
     change(values)
@@ -27,21 +27,21 @@ def given(**changes: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda values: values.update(changes)
 
 
-def test_plan_is_read_as_it_was_written(made_up: Plan, tmp_path: Path) -> None:
-    assert Plan.load(write(made_up, tmp_path / "plan.json")) == made_up
+def test_plan_is_read_as_it_was_written(made_up: Forecast, tmp_path: Path) -> None:
+    assert Forecast.load(write(made_up, tmp_path / "plan.json")) == made_up
 
 
-def test_plan_is_read_from_a_path_given_as_text(made_up: Plan, tmp_path: Path) -> None:
-    assert Plan.load(str(write(made_up, tmp_path / "plan.json"))) == made_up
+def test_plan_is_read_from_a_path_given_as_text(made_up: Forecast, tmp_path: Path) -> None:
+    assert Forecast.load(str(write(made_up, tmp_path / "plan.json"))) == made_up
 
 
-def test_file_of_a_plan_is_strict_json(made_up: Plan) -> None:
+def test_file_of_a_plan_is_strict_json(made_up: Forecast) -> None:
     values = json.loads(json.dumps(made_up.to_json(), allow_nan=False))
     assert (values["format"], values["format_version"]) == ("mpcompile-plan", 1)
     assert (values["predicted_s"], values["memory"]["total"]) == (0.002, 8e8)
 
 
-def test_time_of_a_plan_is_that_of_its_engines(made_up: Plan) -> None:
+def test_time_of_a_plan_is_that_of_its_engines(made_up: Forecast) -> None:
     assert made_up.predicted_s == pytest.approx(sum(segment.predicted_s for segment in made_up.segments))
 
 
@@ -67,7 +67,7 @@ def test_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes, message
     path = tmp_path / "other.json"
     path.write_bytes(content)
     with pytest.raises(SettingError) as error:
-        Plan.load(path)
+        Forecast.load(path)
     assert str(error.value).startswith(f"plan {path}: {message}")
     assert str(error.value).endswith("make one with mpcompile plan --out")
 
@@ -75,15 +75,15 @@ def test_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes, message
 @pytest.mark.parametrize("name", ["nowhere.json", ".", "nul\0"])
 def test_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingError, match=r"cannot be read.*make one with mpcompile plan --out") as error:
-        Plan.load(tmp_path / name)
+        Forecast.load(tmp_path / name)
     assert str(error.value).startswith(f"plan {tmp_path / name}: ")
 
 
 @pytest.mark.parametrize("version", [2, 0, "1", None])
-def test_other_format_version_is_refused(made_up: Plan, tmp_path: Path, version: Any) -> None:
+def test_other_format_version_is_refused(made_up: Forecast, tmp_path: Path, version: Any) -> None:
     path = write(made_up, tmp_path / "plan.json", given(format_version=version))
     with pytest.raises(SettingError) as error:
-        Plan.load(path)
+        Forecast.load(path)
     assert str(error.value) == f"plan {path}: format {version}, this version reads 1; plan again"
 
 
@@ -108,18 +108,18 @@ def test_other_format_version_is_refused(made_up: Plan, tmp_path: Path, version:
     ],
 )
 def test_plan_that_lacks_something_is_refused(
-    made_up: Plan, tmp_path: Path, change: Callable[[dict[str, Any]], Any]
+    made_up: Forecast, tmp_path: Path, change: Callable[[dict[str, Any]], Any]
 ) -> None:
     path = write(made_up, tmp_path / "plan.json", change)
     with pytest.raises(SettingError, match="plan again") as error:
-        Plan.load(path)
+        Forecast.load(path)
     assert str(error.value).startswith(f"plan {path}: ")
 
 
 # ---------------------------------------------------------------------------------- the text
 
 
-def test_text_says_what_the_plan_is(made_up: Plan) -> None:
+def test_text_says_what_the_plan_is(made_up: Forecast) -> None:
     text = " ".join(str(made_up).split())
     for part in (
         "l4, batch of 8, 22 tokens on average, f16",
@@ -136,14 +136,14 @@ def test_text_says_what_the_plan_is(made_up: Plan) -> None:
         assert part in text
 
 
-def test_layer_that_keeps_all_tokens_is_not_shown(made_up: Plan) -> None:
+def test_layer_that_keeps_all_tokens_is_not_shown(made_up: Forecast) -> None:
     assert "layer 3" not in str(made_up)
 
 
-def test_reachable_speedup_is_not_rounded_up(made_up: Plan) -> None:
+def test_reachable_speedup_is_not_rounded_up(made_up: Forecast) -> None:
     assert "reachable 5.9x with exits" in " ".join(str(made_up).split())
 
 
-def test_shares_of_the_engines_add_up(made_up: Plan) -> None:
+def test_shares_of_the_engines_add_up(made_up: Forecast) -> None:
     rows = [line for line in str(made_up).splitlines() if line.startswith("│")]
     assert [row.split("│")[6].strip() for row in rows] == ["75%", "25%"]

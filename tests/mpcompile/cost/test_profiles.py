@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mpcompile.backends.torch.eager import EagerBackend
-from mpcompile.contract.segment import Backend, BuildConfig
+from mpcompile.contract.backend import Backend, BuildConfig
 from mpcompile.cost import profiles
 from mpcompile.cost.calibration import FULL, QUICK, Grid, Profile
 from mpcompile.cost.profiles import find_kept_profile, find_profile

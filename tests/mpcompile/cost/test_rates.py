@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from mpcompile.cost.devices import ELEMENT_BYTES, Device, load_devices
+from mpcompile.contract.precision import ELEMENT_BYTES
+from mpcompile.cost.devices import Device, load_devices
 from mpcompile.cost.rates import CPU_PRODUCT_S, GPU_TILES, Rates, declare_rates
 from mpcompile.errors import SettingError
 

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from mpcompile.backends.torch.eager import EagerEngine
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import OptimizationProfile, Range, Segment
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.onnx_check import OnnxEngine, check_onnx, corner_inputs

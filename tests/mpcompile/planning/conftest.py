@@ -10,15 +10,15 @@ from transformers import PreTrainedModel
 import mpcompile
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.expected import SegmentTime
-from mpcompile.cost.forecast import Memory, Plan
+from mpcompile.cost.forecast import Forecast, Memory
 from mpcompile.cost.work import GraphWork, estimate_work
 from mpcompile.graph.capture import CapturedModel
 
 
 @pytest.fixture
-def made_up() -> Plan:
+def made_up() -> Forecast:
     """A plan with every field filled: 8 ms unpruned, 2 ms in two engines."""
-    return Plan(
+    return Forecast(
         model="tiny",
         device="l4",
         precision="f16",
@@ -51,12 +51,12 @@ def plan_tiny(
     works: dict[str, GraphWork],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Plan]:
+) -> Callable[..., Forecast]:
     """`plan` of the tiny BERT, for an L4 at 1x unless told otherwise; nothing was measured before."""
     monkeypatch.setattr("mpcompile.planning.plan.capture", lambda *_: captured)
     monkeypatch.setattr("mpcompile.planning.plan.estimate_work", lambda _, backend: works[backend])
 
-    def plan(device: Any = "l4", target_speedup: Any = 1.0, **options: Any) -> Plan:
+    def plan(device: Any = "l4", target_speedup: Any = 1.0, **options: Any) -> Forecast:
         defaults = {"progress": False, "cache_dir": tmp_path / "cache"}
         return mpcompile.plan(tiny_bert, device, target_speedup, **{**defaults, **options})
 

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends.openvino.backend import OpenVinoBackend
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, fastest_float
+from mpcompile.contract.precision import fastest_float
 from mpcompile.cost import profiles
 from mpcompile.cost.calibration import Profile
 from mpcompile.cost.devices import load_devices
 from mpcompile.cost.expected import ExpectedTime, total_seconds
-from mpcompile.cost.forecast import Plan
+from mpcompile.cost.forecast import Forecast
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
 from mpcompile.cost.rates import Rates, declare_rates
@@ -27,7 +28,7 @@ from mpcompile.planning import plan as planning
 from mpcompile.store.results import Store
 from tests.models import MAX_POSITIONS
 
-PlanTiny = Callable[..., Plan]
+PlanTiny = Callable[..., Forecast]
 DEVICES = load_devices()
 MEASURED_CALL_S = 7.0
 DEVICES_FILE = Path(planning.__file__).parents[1] / "cost" / "devices.toml"

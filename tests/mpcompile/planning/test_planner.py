@@ -16,7 +16,7 @@ from mpcompile.cost.expected import ExpectedTime, total_seconds
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.work import Region
 from mpcompile.errors import TargetUnreachable
-from mpcompile.planning.planner import EXIT_SHARES, KEEP_RATIOS, Candidate, Planner, count_activation_bytes
+from mpcompile.planning.planner import EXIT_SHARES, KEEP_RATIOS, PlannedPoint, Planner, count_activation_bytes
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 NUM_LAYERS, PRUNES, RAMPS = 6, (1, 2, 3, 4, 5), (1, 2, 4)
@@ -80,7 +80,7 @@ def mildness_of(key: Key) -> tuple[float, float]:
     return max(round(10 * (1 - ratio)), round(10 * share)), -round(seen, 6)
 
 
-def key_of(candidate: Candidate) -> Key:
+def key_of(candidate: PlannedPoint) -> Key:
     return min(candidate.point.keep_ratios, default=1.0), candidate.point.exit_layers[:-1], candidate.exit_share
 
 
@@ -138,8 +138,8 @@ def test_higher_target_is_never_milder(planner: Planner) -> None:
 
 def test_share_of_tokens_and_the_same_share_of_examples_are_equally_mild() -> None:
     # 1 - 0.8 and 0.2 differ in the last bit; flops decide.
-    pruned = Candidate(OperatingPoint((6,), (), (1,), (0.8,)), 0.0, (), flops=1.0)
-    leaving = Candidate(OperatingPoint((1, 6), (0.0,)), 0.2, (), flops=2.0)
+    pruned = PlannedPoint(OperatingPoint((6,), (), (1,), (0.8,)), 0.0, (), flops=1.0)
+    leaving = PlannedPoint(OperatingPoint((1, 6), (0.0,)), 0.2, (), flops=2.0)
     assert min(pruned, leaving, key=lambda candidate: candidate.demand) is leaving
 
 

@@ -15,8 +15,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mpcompile.backends.torch.eager import EagerEngine
+from mpcompile.contract.backend import Engine
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import Engine, Segment
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BatchTooLarge, InputError
 from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpcompile.runtime.load import load_sources
+from mpcompile.compile.rebuild import load_sources
 
 optuna = pytest.importorskip("optuna")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mpcompile
-from mpcompile.contract.segment import OptimizationProfile, Range
+from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.errors import SettingError
 from mpcompile.runtime.artifact import read_manifest
 from mpcompile.tuning.bench import Answers, Bench, Job

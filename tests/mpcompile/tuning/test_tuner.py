@@ -132,7 +132,7 @@ def test_report_of_another_point_certifies_nothing(tuned: Path) -> None:
 
 
 def test_tuned_artifact_can_be_rebuilt_from_its_weights(tuned: Path, tiny_texts: list[str]) -> None:
-    from mpcompile.runtime.load import rebuild_segments
+    from mpcompile.compile.rebuild import rebuild_segments
 
     manifest = read_manifest(tuned)
     assert [segment.exit_layer for segment in rebuild_segments(tuned, manifest)] == [3]

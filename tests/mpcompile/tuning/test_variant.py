@@ -2,7 +2,7 @@
 
 import json
 
-from mpcompile.contract.segment import BuildConfig
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.tuning.variant import SPLIT_SCALES, Variant
 
 

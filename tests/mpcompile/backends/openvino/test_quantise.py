@@ -14,7 +14,9 @@ import torch
 from mpcompile.backends import find_backend
 from mpcompile.backends.openvino import quantise as quantisation
 from mpcompile.compile.recording import record_inputs
-from mpcompile.contract.segment import BuildConfig, Engine, Segment, default_profile
+from mpcompile.contract.backend import BuildConfig, Engine
+from mpcompile.contract.profile import default_profile
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition, tap

@@ -17,7 +17,8 @@ from mpcompile.backends.tensorrt.builder import BuilderOptions, BuiltEngine, bui
 from mpcompile.backends.tensorrt.loader import NAMES, RTX_NAMES, load_tensorrt
 from mpcompile.backends.tensorrt.profiles import find_shapes, shrink_profiles, split_profile
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import OptimizationProfile, Range, Segment
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.capture import capture
 from mpcompile.graph.onnx_segments import export_onnx

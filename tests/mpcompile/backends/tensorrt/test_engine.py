@@ -13,8 +13,10 @@ from mpcompile.backends.tensorrt.cuda import Cuda, DeviceMemoryError
 from mpcompile.backends.tensorrt.engine import DeviceArray, TensorRtEngine
 from mpcompile.backends.tensorrt.profiles import find_shapes, list_shapes, shrink_profiles, split_profile
 from mpcompile.backends.torch.eager import EagerEngine
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, OptimizationProfile, Range, Segment
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
 from mpcompile.graph.capture import capture
 from mpcompile.graph.onnx_segments import export_onnx

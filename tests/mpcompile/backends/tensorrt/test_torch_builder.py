@@ -11,7 +11,8 @@ import torch
 from mpcompile.backends import find_backend
 from mpcompile.backends.tensorrt import torch_builder
 from mpcompile.backends.tensorrt.torch_builder import build_with_torch_tensorrt, find_reason_against
-from mpcompile.contract.segment import OptimizationProfile, Range, Segment
+from mpcompile.contract.profile import OptimizationProfile, Range
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition

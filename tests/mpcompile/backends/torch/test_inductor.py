@@ -10,8 +10,9 @@ import torch
 from mpcompile.backends import find_backend
 from mpcompile.backends.torch.eager import EagerEngine
 from mpcompile.backends.torch.inductor import Call, Capture, Captured, InductorEngine
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import BuildConfig, Segment
+from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
 from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition

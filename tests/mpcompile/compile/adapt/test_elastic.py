@@ -15,7 +15,7 @@ from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts, Traine
 from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import rewrite
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store, digest
 from passes import find_layers, verify
 from tests.models import MAX_POSITIONS, NUM_LABELS, build_head
@@ -33,35 +33,35 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
-    return TextEncoder.from_transformers(tiny_tokenizer, MAX_POSITIONS)
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    return Tokenizer.from_transformers(tiny_tokenizer, MAX_POSITIONS)
 
 
 @pytest.fixture(scope="module")
-def training(encoder: TextEncoder, tiny_texts: list[str]) -> TaughtTexts:
-    return teach(encoder, tiny_texts)
+def training(tokenizer: Tokenizer, tiny_texts: list[str]) -> TaughtTexts:
+    return teach(tokenizer, tiny_texts)
 
 
 @pytest.fixture(scope="module")
-def validation(encoder: TextEncoder, tiny_texts: list[str]) -> TaughtTexts:
-    return teach(encoder, [f"ban {text}" for text in tiny_texts[:12]])
+def validation(tokenizer: Tokenizer, tiny_texts: list[str]) -> TaughtTexts:
+    return teach(tokenizer, [f"ban {text}" for text in tiny_texts[:12]])
 
 
-def teach(encoder: TextEncoder, texts: list[str]) -> TaughtTexts:
+def teach(tokenizer: Tokenizer, texts: list[str]) -> TaughtTexts:
     """Texts whose teacher looks at their second token alone."""
-    encoded = encoder.encode(texts)
+    encoded = tokenizer.encode(texts)
     classes = np.array([tokens.ids[1] % NUM_LABELS for tokens in encoded])
     return TaughtTexts(encoded, 4.0 * np.eye(NUM_LABELS, dtype=np.float32)[classes])
 
 
 @pytest.fixture(scope="module")
-def train(captured: CapturedModel, encoder: TextEncoder, training: TaughtTexts, validation: TaughtTexts):
+def train(captured: CapturedModel, tokenizer: Tokenizer, training: TaughtTexts, validation: TaughtTexts):
     """Trains the tiny BERT with exits after layers 1 and 2."""
 
     def run(folder: Path, settings: ElasticSettings = SETTINGS, **changes: object) -> Elastic:
         arguments = {"training": training, "validation": validation, "settings": settings, **changes}
         heads = {layer: build_head(layer) for layer in (1, 2)}
-        return train_elastic(captured, heads, PRUNES, encoder=encoder, store=Store(folder), **arguments)
+        return train_elastic(captured, heads, PRUNES, tokenizer=tokenizer, store=Store(folder), **arguments)
 
     return run
 
@@ -100,16 +100,16 @@ def never(share: float) -> None:
     raise AssertionError("trained again")
 
 
-def loss_of(elastic: Elastic, encoder: TextEncoder, texts: TaughtTexts) -> float:
-    trainer = Trainer(elastic.captured, elastic.heads, PRUNES, encoder, SETTINGS, SingleLabelLoss())
+def loss_of(elastic: Elastic, tokenizer: Tokenizer, texts: TaughtTexts) -> float:
+    trainer = Trainer(elastic.captured, elastic.heads, PRUNES, tokenizer, SETTINGS, SingleLabelLoss())
     return trainer.evaluate(texts)
 
 
 def test_training_brings_the_answers_nearer_to_the_teacher(
-    elastic: Elastic, captured: CapturedModel, encoder: TextEncoder, training: TaughtTexts
+    elastic: Elastic, captured: CapturedModel, tokenizer: Tokenizer, training: TaughtTexts
 ) -> None:
     before = Elastic(captured, {layer: build_head(layer) for layer in (1, 2)})
-    assert loss_of(elastic, encoder, training) < 0.7 * loss_of(before, encoder, training)
+    assert loss_of(elastic, tokenizer, training) < 0.7 * loss_of(before, tokenizer, training)
 
 
 def test_every_weight_that_answers_depend_on_is_trained(elastic: Elastic, captured: CapturedModel) -> None:

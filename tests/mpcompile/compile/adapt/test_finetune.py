@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.compile.adapt.trainer import TaughtTexts, Trainer
+from mpcompile.compile.rebuild import load_sources, rebuild_segments
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.runtime.artifact import BACKBONE, read_manifest
-from mpcompile.runtime.load import load_sources, rebuild_segments
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mpcompile.compile.adapt.token_thresholds import (
 from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts
 from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 from passes import find_layers
 from tests.models import MAX_POSITIONS, NUM_LABELS, build_head
@@ -38,35 +38,35 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
-    return TextEncoder.from_transformers(tiny_tokenizer, MAX_POSITIONS)
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    return Tokenizer.from_transformers(tiny_tokenizer, MAX_POSITIONS)
 
 
 @pytest.fixture(scope="module")
-def training(encoder: TextEncoder, tiny_texts: list[str]) -> TaughtTexts:
-    return teach(encoder, tiny_texts)
+def training(tokenizer: Tokenizer, tiny_texts: list[str]) -> TaughtTexts:
+    return teach(tokenizer, tiny_texts)
 
 
 @pytest.fixture(scope="module")
-def validation(encoder: TextEncoder, tiny_texts: list[str]) -> TaughtTexts:
-    return teach(encoder, [f"ban {text}" for text in tiny_texts[:12]])
+def validation(tokenizer: Tokenizer, tiny_texts: list[str]) -> TaughtTexts:
+    return teach(tokenizer, [f"ban {text}" for text in tiny_texts[:12]])
 
 
-def teach(encoder: TextEncoder, texts: list[str]) -> TaughtTexts:
+def teach(tokenizer: Tokenizer, texts: list[str]) -> TaughtTexts:
     """Texts whose teacher looks at their second token alone."""
-    encoded = encoder.encode(texts)
+    encoded = tokenizer.encode(texts)
     classes = np.array([tokens.ids[1] % NUM_LABELS for tokens in encoded])
     return TaughtTexts(encoded, 4.0 * np.eye(NUM_LABELS, dtype=np.float32)[classes])
 
 
 @pytest.fixture(scope="module")
-def train(captured: CapturedModel, encoder: TextEncoder, training: TaughtTexts, validation: TaughtTexts):
+def train(captured: CapturedModel, tokenizer: Tokenizer, training: TaughtTexts, validation: TaughtTexts):
     """Trains the tiny BERT with exits after layers 1 and 2."""
 
     def run(folder: Path, settings: ThresholdSettings = SETTINGS, **changes: object) -> Pyramid:
         heads = {layer: build_head(layer) for layer in (1, 2)}
         arguments = {"training": training, "validation": validation, "settings": settings, **changes}
-        return train_thresholds(captured, heads, PRUNES, encoder=encoder, store=Store(folder), **arguments)
+        return train_thresholds(captured, heads, PRUNES, tokenizer=tokenizer, store=Store(folder), **arguments)
 
     return run
 
@@ -76,9 +76,11 @@ def pyramid(train, tmp_path_factory: pytest.TempPathFactory) -> Pyramid:
     return train(tmp_path_factory.mktemp("pyramid"))
 
 
-def loss_of(pyramid: Pyramid, encoder: TextEncoder, texts: TaughtTexts) -> float:
+def loss_of(pyramid: Pyramid, tokenizer: Tokenizer, texts: TaughtTexts) -> float:
     """Under the thresholds, tokens dropped."""
-    trainer = HardTrainer(pyramid.captured, pyramid.heads, pyramid.token_thresholds, encoder, STAGE, SingleLabelLoss())
+    trainer = HardTrainer(
+        pyramid.captured, pyramid.heads, pyramid.token_thresholds, tokenizer, STAGE, SingleLabelLoss()
+    )
     return trainer.evaluate(texts)
 
 
@@ -94,10 +96,10 @@ def test_what_keeping_costs_raises_the_thresholds(train, pyramid: Pyramid, tmp_p
 
 
 def test_the_model_answers_like_its_teacher_with_tokens_dropped(
-    pyramid: Pyramid, captured: CapturedModel, encoder: TextEncoder, training: TaughtTexts
+    pyramid: Pyramid, captured: CapturedModel, tokenizer: Tokenizer, training: TaughtTexts
 ) -> None:
     before = Pyramid(captured, {layer: build_head(layer) for layer in (1, 2)}, pyramid.token_thresholds)
-    assert loss_of(pyramid, encoder, training) < 0.7 * loss_of(before, encoder, training)
+    assert loss_of(pyramid, tokenizer, training) < 0.7 * loss_of(before, tokenizer, training)
 
 
 def test_the_model_given_stays_as_it_is(train, captured: CapturedModel, tmp_path: Path) -> None:
@@ -140,18 +142,20 @@ def test_killed_run_goes_on_to_the_same_result(train, pyramid: Pyramid, tmp_path
 
 
 def test_the_soft_stage_is_charged_for_the_tokens_that_it_keeps(
-    captured: CapturedModel, encoder: TextEncoder, validation: TaughtTexts
+    captured: CapturedModel, tokenizer: Tokenizer, validation: TaughtTexts
 ) -> None:
     heads = {1: build_head(1)}
 
     def evaluate(keep_weight: float) -> float:
         settings = ThresholdSettings(STAGE, STAGE, keep_weight, temperature=1e-9)
-        return SoftTrainer(captured, heads, {0: 0.0, 2: 0.0}, encoder, settings, SingleLabelLoss()).evaluate(validation)
+        return SoftTrainer(captured, heads, {0: 0.0, 2: 0.0}, tokenizer, settings, SingleLabelLoss()).evaluate(
+            validation
+        )
 
     assert evaluate(0.5) - evaluate(0.0) == pytest.approx(0.5, abs=1e-5)
 
 
-def test_no_texts_are_refused(train, encoder: TextEncoder, tmp_path: Path) -> None:
+def test_no_texts_are_refused(train, tokenizer: Tokenizer, tmp_path: Path) -> None:
     empty = TaughtTexts([], np.zeros((0, NUM_LABELS), np.float32))
     with pytest.raises(DataError, match="training: no texts"):
         train(tmp_path, training=empty)

@@ -18,7 +18,7 @@ from mpcompile.contract.task import Task
 from mpcompile.errors import DataError, TargetUnreachable
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.runtime import RunResult
-from mpcompile.runtime.tokens import TextEncoder
+from mpcompile.runtime.tokens import Tokenizer
 
 Make = Callable[[OperatingPoint, float, float | None], MeasuredPoint]
 TEXTS = 400
@@ -54,12 +54,12 @@ def certify(
     front: tuple[MeasuredPoint, ...], tiny_tokenizer: PreTrainedTokenizerFast
 ) -> Callable[..., tuple[MeasuredPoint, ...]]:
     def run(wrong: list[int], chosen: int, labels: np.ndarray | None = None) -> tuple[tuple[Any, ...], list[float]]:
-        encoder = TextEncoder.from_transformers(tiny_tokenizer, 32)
-        encoded, original = tuple(encoder.encode(["ban del"] * TEXTS)), np.eye(3)[np.zeros(TEXTS, int)]
+        tokenizer = Tokenizer.from_transformers(tiny_tokenizer, 32)
+        encoded, original = tuple(tokenizer.encode(["ban del"] * TEXTS)), np.eye(3)[np.zeros(TEXTS, int)]
         part = TextPart(encoded, labels, Task("single_label", 3), original=original)
         answers = Answers({1 / speedup: number for (speedup, _), number in zip(ROWS, wrong, strict=True)})
         with StageProgress(False) as progress:
-            context: Any = SimpleNamespace(settings=Settings(4, 0.02), encoder=encoder, progress=progress)
+            context: Any = SimpleNamespace(settings=Settings(4, 0.02), tokenizer=tokenizer, progress=progress)
             certified = certify_front(context, answers, front, chosen, part)
         return certified, [round(1 / ratio) for ratio in answers.ran]
 

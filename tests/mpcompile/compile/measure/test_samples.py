@@ -114,8 +114,8 @@ def test_samples_are_answered_as_predict_answers(optimized: OptimizedModel) -> N
 
 
 def test_samples_keep_as_many_tokens_as_the_engines(optimized: OptimizedModel) -> None:
-    assert optimized.encoder is not None
+    assert optimized.tokenizer is not None
     for sample in optimized.report.samples:
-        encoded = optimized.encoder.encode([written(sample.tokens)])
-        output = optimized(**optimized.encoder.pad(encoded))
+        encoded = optimized.tokenizer.encode([written(sample.tokens)])
+        output = optimized(**optimized.tokenizer.pad(encoded))
         assert sum(token.dropped_in is None for token in sample.tokens) == output.tokens_kept[0]

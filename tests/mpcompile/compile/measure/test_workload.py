@@ -12,63 +12,63 @@ from mpcompile.compile.measure.workload import (
     count_batches,
     random_batch,
 )
-from mpcompile.runtime.tokens import TextEncoder, TokenIds
+from mpcompile.runtime.tokens import TokenIds, Tokenizer
 from tests.models import MAX_POSITIONS
 
 
 @pytest.fixture
-def encoder(tiny_tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
-    return TextEncoder.from_transformers(tiny_tokenizer, MAX_POSITIONS)
+def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    return Tokenizer.from_transformers(tiny_tokenizer, MAX_POSITIONS)
 
 
 @pytest.fixture
-def encoded(encoder: TextEncoder, tiny_texts: list[str]) -> list[TokenIds]:
-    return encoder.encode(tiny_texts)
+def encoded(tokenizer: Tokenizer, tiny_texts: list[str]) -> list[TokenIds]:
+    return tokenizer.encode(tiny_texts)
 
 
-def build(encoder: TextEncoder, encoded: list[TokenIds], batch_size: int, num_batches: int, seed: int = 0) -> Workload:
-    return build_workload(encoder, encoded, batch_size, num_batches, np.arange(len(encoded)), seed)
+def build(tokenizer: Tokenizer, encoded: list[TokenIds], batch_size: int, num_batches: int, seed: int = 0) -> Workload:
+    return build_workload(tokenizer, encoded, batch_size, num_batches, np.arange(len(encoded)), seed)
 
 
-def test_batches_hold_the_texts_that_they_name(encoder: TextEncoder, encoded: list[TokenIds]) -> None:
-    workload = build(encoder, encoded, 4, 5)
+def test_batches_hold_the_texts_that_they_name(tokenizer: Tokenizer, encoded: list[TokenIds]) -> None:
+    workload = build(tokenizer, encoded, 4, 5)
     for batch, positions in zip(workload.batches, workload.positions, strict=True):
-        expected = encoder.pad([encoded[position] for position in positions])
+        expected = tokenizer.pad([encoded[position] for position in positions])
         for name, value in expected.items():
             np.testing.assert_array_equal(batch[name], value)
 
 
-def test_every_batch_is_full(encoder: TextEncoder, encoded: list[TokenIds]) -> None:
-    assert [len(positions) for positions in build(encoder, encoded, 4, 5).positions] == [4] * 5
+def test_every_batch_is_full(tokenizer: Tokenizer, encoded: list[TokenIds]) -> None:
+    assert [len(positions) for positions in build(tokenizer, encoded, 4, 5).positions] == [4] * 5
 
 
-def test_no_more_batches_than_texts_fill(encoder: TextEncoder, encoded: list[TokenIds]) -> None:
-    workload = build(encoder, encoded, 16, 100)
+def test_no_more_batches_than_texts_fill(tokenizer: Tokenizer, encoded: list[TokenIds]) -> None:
+    workload = build(tokenizer, encoded, 16, 100)
     assert len(workload.batches) == 2
     assert len(set(np.concatenate(workload.positions))) == 32
 
 
-def test_fewer_texts_than_a_batch_are_repeated(encoder: TextEncoder, encoded: list[TokenIds]) -> None:
-    workload = build(encoder, encoded[:3], 8, 2)
+def test_fewer_texts_than_a_batch_are_repeated(tokenizer: Tokenizer, encoded: list[TokenIds]) -> None:
+    workload = build(tokenizer, encoded[:3], 8, 2)
     assert [len(positions) for positions in workload.positions] == [8]
     assert set(workload.positions[0]) == {0, 1, 2}
 
 
-def test_texts_are_drawn_evenly_along_their_rank(encoder: TextEncoder, encoded: list[TokenIds]) -> None:
+def test_texts_are_drawn_evenly_along_their_rank(tokenizer: Tokenizer, encoded: list[TokenIds]) -> None:
     rank = np.array([0] * 10 + [1] * 20 + [2] * 10)
-    workload = build_workload(encoder, encoded, 2, 4, rank, seed=3)
+    workload = build_workload(tokenizer, encoded, 2, 4, rank, seed=3)
     drawn = rank[np.concatenate(workload.positions)]
     assert [int((drawn == value).sum()) for value in (0, 1, 2)] == [2, 4, 2]
 
 
-def test_few_batches_are_padded_as_many_are(encoder: TextEncoder) -> None:
-    encoded = encoder.encode(["a"] * 31 + ["a " * 20])  # the long text is in one batch of eight
-    lengths = [build(encoder, encoded, 4, 1, seed).batches[0]["input_ids"].shape[1] for seed in range(20)]
+def test_few_batches_are_padded_as_many_are(tokenizer: Tokenizer) -> None:
+    encoded = tokenizer.encode(["a"] * 31 + ["a " * 20])  # the long text is in one batch of eight
+    lengths = [build(tokenizer, encoded, 4, 1, seed).batches[0]["input_ids"].shape[1] for seed in range(20)]
     assert set(lengths) == {3}
 
 
-def test_order_follows_the_seed(encoder: TextEncoder, encoded: list[TokenIds]) -> None:
-    first, again, other = (np.concatenate(build(encoder, encoded, 2, 10, seed).positions) for seed in (1, 1, 2))
+def test_order_follows_the_seed(tokenizer: Tokenizer, encoded: list[TokenIds]) -> None:
+    first, again, other = (np.concatenate(build(tokenizer, encoded, 2, 10, seed).positions) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert first.tolist() != other.tolist()
 
