@@ -169,8 +169,8 @@ def token_importance(
     """Scores tokens by the attention that the mean query pays them, weighted by value norms: (B, S).
 
     softmax(mean(q) K^T * scale) is one row of attention per head, so the fused attention
-    kernel stays whole; `../shared/DESIGN.md` has the comparison with attention received
-    from all rows (LTP, Kim et al. 2022), which it matches.
+    kernel stays whole; `docs/design.md` has the comparison with attention received from
+    all rows (LTP, Kim et al. 2022), which it matches.
 
     Args:
         mask: additive mask (B, 1, 1, S).

@@ -26,9 +26,9 @@ class BuildConfig:
     Attributes:
         num_threads: CPU threads, shared by the streams; None for all cores.
         num_streams: lanes that a batch is split over, see `Lanes`.
-        graph_tokens: on a GPU, calls of at most as many tokens, padding included, are padded to sizes that come again
-            and replayed as CUDA graphs; 0 for none. The default is an estimate and was not measured: a layer of
-            BERT-base has 29 GFLOP at 2,048 tokens, which keeps an A100 busy for longer than its launches take.
+        graph_tokens: GPU only: calls of up to this many tokens, padding included, are padded to recurring sizes and
+            replayed as CUDA graphs; 0 disables. The default is an estimate and was not measured: a layer of BERT-base
+            has 29 GFLOP at 2,048 tokens, which keeps an A100 busy for longer than its launches take.
 
     Raises:
         SettingError: when a value is not allowed.
@@ -84,7 +84,7 @@ class Backend(Protocol):
     def build(
         self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
     ) -> bytes:
-        """Builds a plan. Slow. Raises BackendError, for one when a segment in int8 comes without samples."""
+        """Builds a plan. Slow. Raises BackendError, also when a segment in int8 comes without samples."""
         ...
 
     def load(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
@@ -92,5 +92,5 @@ class Backend(Protocol):
         ...
 
     def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
-        """The same as `config.num_streams` engines that may run at the same time. Raises BackendError."""
+        """Makes a plan callable as `config.num_streams` engines that may run at the same time. Raises BackendError."""
         ...

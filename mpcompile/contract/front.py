@@ -21,7 +21,7 @@ class MeasuredPoint:
     Attributes:
         point: its settings.
         predicted_s: seconds per batch of the workload, by the cost model.
-        measured_s: the same on the clock.
+        measured_s: seconds per batch of the workload, measured.
         speedup: time of the original over `measured_s`.
         accuracy: share of right answers on held-out texts, None without labels.
         agreement: share of held-out texts answered as the original does, None without texts.
@@ -50,7 +50,7 @@ class MeasuredPoint:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> MeasuredPoint:
-        """What `to_json` described."""
+        """The point that `to_json` described."""
         return cls(**{**values, "point": OperatingPoint.from_json(values["point"])})
 
     def describe(self) -> str:

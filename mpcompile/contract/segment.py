@@ -37,5 +37,5 @@ class Segment:
 
     @functools.cached_property
     def prunes_by_threshold(self) -> bool:
-        """Whether its text decides how many tokens are kept, and not the host."""
+        """Whether the engine decides how many tokens are kept; otherwise the host does, before the call."""
         return any(name.startswith("token_threshold_") for name in self.input_names)

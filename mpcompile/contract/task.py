@@ -27,7 +27,7 @@ LEAST_COSINE = 0.98
 class Task:
     """What the outputs of a model mean.
 
-    Everything that compares answers (search, certificate, report) counts with `differs`, a 0/1 loss per text.
+    Search, certificate and report all compare answers by `differs`, a 0/1 loss per text.
 
     Attributes:
         kind: one of `KINDS`; a model of one logit is a regression whatever its config calls it.
@@ -76,8 +76,8 @@ class Task:
 
         Args:
             answers: as `answers` gives them.
-            truth: the same of the original; classes and label sets may be labels. A regression that was not
-                calibrated takes its tolerance from these.
+            truth: answers of the original, in the same form; classes and label sets may also be labels. A regression
+                that was not calibrated takes its tolerance from these.
         """
         if self.kind == "single_label":
             wrong: np.ndarray = answers != truth
@@ -123,7 +123,7 @@ class Task:
         return np.ones(len(values))
 
     def describe_agreement(self) -> str:
-        """What it means that a text is answered as the original does, behind a share."""
+        """Words for a share of texts that are answered as the original does, to follow the number."""
         if self.kind == "regression":
             return f"scored as the original (within {SCORE_TOLERANCE:g} of its standard deviation)"
         if self.kind == "embedding":
@@ -131,16 +131,16 @@ class Task:
         return "answered as the original"
 
     def describe_kind(self) -> str:
-        """What the model is."""
+        """The kind of model in words, such as "a classifier"."""
         names = {"single_label": "a classifier", "multi_label": "a classifier of several labels at once"}
         return {**names, "regression": "a regression", "embedding": "a model of vectors"}[self.kind]
 
     def explain_no_exits(self) -> str:
-        """A note for reports of a task that has none."""
+        """Why a report has no exits, for tasks without classes."""
         return f"exits were left out: {self.describe_kind()} has no classes"
 
     def describe_outputs(self) -> str:
-        """How many of what it gives."""
+        """Number and kind of the outputs, such as "4 classes"."""
         if self.kind == "embedding":
             return f"vectors of {self.num_outputs}"
         noun = {"single_label": "classes", "multi_label": "labels"}.get(self.kind, "scores")

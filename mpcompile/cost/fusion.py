@@ -106,7 +106,7 @@ FUSIONS = {
     "openvino": Fusion(
         adds_residual=False, keeps_both=False, fuses_reductions=False, norm_launches=2, copies_transposed=True
     ),
-    # Myelin's logs (TENSORRT.md): fused attention, residual with norm, q, k and v as one product.
+    # Read off the builder's log of TensorRT-RTX: fused attention, residual with norm, q, k and v as one product.
     "tensorrt": Fusion(joins_products=True),
 }
 

@@ -84,7 +84,7 @@ def capture(model: PreTrainedModel, normalise: bool = False, separator_id: int |
 
     Args:
         model: BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, ALBERT, MPNet, ModernBERT or DeBERTa-v2/v3 for
-            sequence classification or without a head, or one built alike.
+            sequence classification or without a head, or one of similar structure.
         normalise: whether the vectors of a model without a head are divided by their length.
         separator_id: token between the parts of a text pair, which no prune may drop; None for single texts.
 

@@ -1,4 +1,4 @@
-"""Segments in the precision that they run in: the casts are in the graph, and its compiler decides nothing."""
+"""Lowers segments to the precision that they run in: casts are in the graph, so that compilers decide nothing."""
 
 from __future__ import annotations
 

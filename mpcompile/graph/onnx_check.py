@@ -1,4 +1,4 @@
-"""Whether ONNX segments answer as their graphs do: ONNX Runtime on the CPU against torch, over a profile's corners.
+"""Checks ONNX segments against their graphs: ONNX Runtime on the CPU against torch, over a profile's corners.
 
 ONNX Runtime has too few kernels for bf16: there the model is read as if each bf16 in it were an f32. Weights are the
 rounded ones, and every node, cast and size is looked at; how the device rounds in between is not.

@@ -69,7 +69,7 @@ def _name_sizes(model: onnx.ModelProto, segment: Segment) -> None:
     for value in model.graph.input:
         for dim, size in size_names(value.name).items():
             if segment.index == 0 and size == "rows":
-                size = "batch"  # nobody left before the first segment
+                size = "batch"  # no example left before the first segment
             names.setdefault(value.type.tensor_type.shape.dim[dim].dim_param, size)
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
@@ -86,7 +86,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's word on libraries that nobody needs."""
+    """Silences the exporter's warnings about libraries that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

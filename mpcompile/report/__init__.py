@@ -1,1 +1,1 @@
-"""The report as pictures: what is traced while optimizing, and the page that shows it. Imports nothing."""
+"""The report of an optimization: its numbers, figures and the page that shows them. Imports nothing."""

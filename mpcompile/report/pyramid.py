@@ -20,7 +20,7 @@ def count_pyramid(
         lengths: tokens of each text, (N,).
         exit_layer: encoder layers that each runs, (N,).
         point: says how many tokens each layer keeps.
-        num_layers: of the original; layers behind the last exit run nothing.
+        num_layers: encoder layers of the original; layers after the last exit run nothing.
     """
     kept, rows = np.asarray(lengths), []
     for layer in range(num_layers):

@@ -1,4 +1,4 @@
-"""What the pictures need beside the numbers of a report, as plain JSON. Imports no torch."""
+"""Records that the figures of a report draw, as plain JSON. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PyramidLayer:
     Attributes:
         layer: index, from 0.
         running: share of the texts that run it.
-        tokens_kept: tokens that each of them has left behind it, on average; 0 where none runs it.
+        tokens_kept: tokens that a text which runs it has left after it, on average; 0 where none runs it.
     """
 
     layer: int
@@ -45,12 +45,12 @@ class SampleText:
 
     Attributes:
         tokens: all that the model read, in order.
-        is_truncated: whether the text goes on behind them.
+        is_truncated: whether the text goes on after them.
         exit_layer: encoder layers run.
         answer: in words, such as the name of a class.
-        score: how sure it is: a probability, or of a vector the cosine with the original's; None of a score.
+        score: how sure the answer is: a probability, or for a vector the cosine with the original's; None for a score.
         original_answer: what the original answers.
-        agrees: whether that counts as the same; None of an artifact that does not say, where the words are compared.
+        agrees: whether both answers count as the same; None in artifacts that do not say, where words are compared.
     """
 
     tokens: tuple[SampleToken, ...]

@@ -1,4 +1,4 @@
-"""What an optimization cost and gained, for people and as JSON. Imports no torch."""
+"""The report of an optimization: what it gained and what it cost, as text and as JSON. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def split_gain(original_s: float, unpruned_s: float, exits_s: float, chosen_s: f
 
     Args:
         original_s: seconds of the original as passed in.
-        unpruned_s: of the unpruned model through the backend.
-        exits_s: of the chosen point with every token kept.
-        chosen_s: of the chosen point.
+        unpruned_s: seconds of the unpruned model through the backend.
+        exits_s: seconds of the chosen point with every token kept.
+        chosen_s: seconds of the chosen point.
     """
     return {"engine": original_s / unpruned_s, "exits": unpruned_s / exits_s, "pruning": exits_s / chosen_s}
 
@@ -34,8 +34,8 @@ class Report:
     Attributes:
         target_speedup: what was asked.
         measured_speedup: time of the original as passed in over time of the chosen point.
-        speedup_over_unpruned: the same against the unpruned model through the same backend.
-        flops_ratio: the same in flops, counted on each text's own length.
+        speedup_over_unpruned: time of the unpruned model through the same backend over time of the chosen point.
+        flops_ratio: flops of the original over flops of the chosen point, counted on each text's own length.
         original_s, unpruned_s, measured_s: seconds per batch of the workload.
         gains: see `split_gain`.
         accuracy, original_accuracy: share of right answers, None without labels.

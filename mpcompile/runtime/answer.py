@@ -1,4 +1,4 @@
-"""Many texts through a runtime, in batches of alike lengths. Imports no torch."""
+"""Answers many texts with a runtime, in batches of similar lengths. Imports no torch."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says of itself.
+    """Describes an artifact: backend, versions, segments, and what requests must fit.
 
     Attributes:
         backend: name of the backend that built the engines.
@@ -253,7 +253,7 @@ def _remove_stale(target: Path) -> None:
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Puts a directory in the place of another; whoever comes last of several processes wins."""
+    """Puts a directory in the place of another; of several processes, the last one to come wins."""
     old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
     try:
         with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
 """Lanes: a batch split over several chains of engines that run at the same time. Imports no torch.
 
-Many threads in one engine wait for each other at the end of every node; as many lanes of few threads do not,
-which pays where a batch has enough examples to go round.
+The threads of one engine wait for each other at the end of every node. Several lanes with few threads each wait less,
+which pays where a batch has enough examples for all lanes.
 
 Shapes: B examples asked, C classes.
 """
@@ -35,7 +35,7 @@ class Lanes:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """The chain, the same in every lane."""
+        """The chain of segments, which all lanes share."""
         return self.runtimes[0].segments
 
     @property
@@ -54,7 +54,7 @@ class Lanes:
             InputError: when the engines lack an exit or a prune of the point.
         """
         parts = deal(np.count_nonzero(inputs["attention_mask"], axis=1), len(self.runtimes))
-        # Whoever comes next starts at the next lane, so that single requests take turns.
+        # The next call starts at the next lane, so that single requests take turns.
         lanes = itertools.islice(itertools.cycle(self.runtimes), next(self._next) % len(self.runtimes), None)
         futures = [
             self._pool.submit(lane.run, {name: value[part] for name, value in inputs.items()}, point)
@@ -71,7 +71,7 @@ class Lanes:
 def deal(length: np.ndarray, num_lanes: int) -> list[np.ndarray]:
     """Deals a batch out to lanes, by length, so that each gets about as many tokens.
 
-    Alike lengths share a lane: what one lane pads, it alone runs.
+    Texts of similar length share a lane, so that padding in one lane costs the others nothing.
 
     Args:
         length: tokens of each example, (B,), at least 1 each.

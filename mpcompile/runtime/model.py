@@ -1,4 +1,4 @@
-"""The result: called like the model it replaces. Imports no torch."""
+"""The compiled model, called like the model that it replaces. Imports no torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class OptimizedModel:
 
     @property
     def task(self) -> Task:
-        """What it answers."""
+        """The task: what the outputs mean."""
         return self._signature.task
 
     def set_speedup(self, target_speedup: float) -> MeasuredPoint:

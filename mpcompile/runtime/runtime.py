@@ -1,4 +1,4 @@
-"""The runtime: segments one after another, finished examples leave. Imports no torch.
+"""The runtime: runs segments one after another; finished examples leave in between. Imports no torch.
 
 Shapes: B examples asked, R survivors of a group, S tokens, L tokens of the longest survivor, C classes.
 """
@@ -39,7 +39,7 @@ class RunResult:
 
 
 class Runner(Protocol):
-    """What answers batches: a `Runtime`, or `Lanes` of them."""
+    """Anything that answers batches: a `Runtime`, or several of them as `Lanes`."""
 
     @property
     def segments(self) -> tuple[Segment, ...]: ...
@@ -58,7 +58,7 @@ class _Group:
         rows: their rows in the buffers that they are gathered from, (R,).
         order: their positions in the batch asked, (R,).
         length: tokens that each has left, (R,).
-        extent: position behind the last token of each, (R,); more than `length` where a mask has holes.
+        extent: one past each example's last token, (R,); exceeds `length` if the mask has gaps.
     """
 
     rows: np.ndarray
@@ -74,8 +74,8 @@ class Runtime:
     """Runs a chain of engines at any operating point that they were built for.
 
     Depth first: a group that was split off runs to its end before its sibling starts, so that
-    each engine's output buffers stay valid for as long as somebody reads them. A group that an engine has no
-    room for is split, too, and a warning says so.
+    each engine's output buffers stay valid for as long as they are read. A group that an engine has no room
+    for is split, too, and a warning says so.
 
     Args:
         segments: the chain.

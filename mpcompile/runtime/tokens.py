@@ -1,4 +1,4 @@
-"""Texts to token ids with the `tokenizers` library, the same way with and without transformers."""
+"""Tokenizes texts with the `tokenizers` library, in the same way with and without transformers."""
 
 from __future__ import annotations
 
@@ -118,6 +118,6 @@ class TokenIds:
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
-    """Positions of texts in batches of alike lengths, longest first (the largest buffers come first)."""
+    """Positions of texts in batches of similar lengths, longest first (the largest buffers come first)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

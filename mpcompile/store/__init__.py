@@ -1,1 +1,1 @@
-"""What outlives a process: slow results by what they depend on, and Optuna studies."""
+"""Keeps what outlives a process: slow results, by what they depend on, and Optuna studies."""

@@ -1,4 +1,4 @@
-"""Ctrl-C in places that do not stand it."""
+"""Delays Ctrl-C in places that must not be interrupted."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from mpcompile.cost.expected import predict_whole
 from mpcompile.cost.model import CostModel
 
 MAX_EXITS = 4
-"""Off-ramps besides the last: each costs a call of an engine (DESIGN.md: 2 to 4 exits earn their sync)."""
+"""Off-ramps besides the last: each costs a call of an engine and a look by the host."""
 PRICES = tuple(float(price) for price in np.geomspace(0.3, 300.0, 44))
 """Errors are priced at these many times the seconds of the unpruned model."""
 

@@ -1,4 +1,4 @@
-"""Optuna studies in a database: opening them, telling whose they are and who works on what.
+"""Optuna studies in a database: opens them, and tells which model and process they and their trials belong to.
 
 Raises `StudyError` on import where Optuna is missing.
 """

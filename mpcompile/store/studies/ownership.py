@@ -1,4 +1,4 @@
-"""Whose study it is, and who works on a trial: processes that share a study are killed and others go on."""
+"""Which model a study belongs to, and which process works on a trial, so that others take over from killed ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mpcompile.errors import StudyError
 GRACE_S = 1800.0
 """Seconds without a sign of life after which a trial of another machine counts as given up: a build may take 600."""
 _PROCESS = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
-"""This process: numbers of processes are used again, all the more in containers."""
+"""Identifies this process. A random part is needed, because process ids are reused, above all in containers."""
 
 
 def check_identity(study: optuna.Study, identity: Mapping[str, str], name: str, maker: str, fix: str) -> None:
-    """Makes a new study ours, and refuses one of something else.
+    """Writes into a new study what it belongs to, and refuses a study of something else.
 
     Args:
         study: may be new.
@@ -45,7 +45,7 @@ def check_identity(study: optuna.Study, identity: Mapping[str, str], name: str, 
 
 
 def sign(trial: Trial) -> None:
-    """A sign of life: who works on a trial, and when it was last seen doing so."""
+    """Records which process works on a trial, and when it last did."""
     trial.set_user_attr("signed", {"owner": _PROCESS, "at": time.time()})
 
 

@@ -42,7 +42,7 @@ def open_storage(url: str) -> BaseStorage:
     """Connects to an Optuna storage; a database that is new gets its tables.
 
     Raises:
-        SettingError: when the URL is not one, its driver is missing or nobody answers there.
+        SettingError: when the URL is not one, its driver is missing or the database cannot be reached.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -64,7 +64,7 @@ def _connect(url: str) -> BaseStorage:
 
     options: dict[str, Any] = {"connect_args": {"timeout": _LOCK_S}} if url.startswith("sqlite") else {}
     for _ in range(_TRIES):
-        # Of processes that come to a new database at once, all but one find the tables made under their hands.
+        # When several processes open a new database at once, all but one fail, since the tables are there already.
         with contextlib.suppress(DBAPIError):
             return _serialize(optuna.storages.RDBStorage(url, engine_kwargs=options))
         time.sleep(_PAUSE_S)
@@ -86,7 +86,7 @@ def _serialize(storage: RDBStorage) -> RDBStorage:
 
 @contextlib.contextmanager
 def using_storage(url: str) -> Iterator[None]:
-    """Turns what a database throws while a study is in use into an error that says what to do; Ctrl-C waits for it.
+    """Turns exceptions of a database into errors that say what to do; Ctrl-C waits until the block is left.
 
     Raises:
         StudyError: when the disk is full or the storage fails; what was recorded before stays.
