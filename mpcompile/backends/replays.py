@@ -1,4 +1,4 @@
-"""CUDA graphs by sizes: which are captured, and which are kept. Imports neither torch nor CUDA."""
+"""Replays: CUDA graphs by the sizes that they were captured at. Imports neither torch nor CUDA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Graph = TypeVar("Graph")
 class GraphCache(Generic[Graph]):
     """Captures a graph when a size comes for the second time, and forgets the one not used for longest.
 
-    Whoever comes once is not worth a capture, which takes as long as many calls. Where capturing fails, calls are
+    A size seen only once is not captured: a capture costs many plain calls. Where capturing fails, calls are
     launched kernel by kernel from then on, and a warning says so.
 
     Args:
@@ -42,8 +42,8 @@ class GraphCache(Generic[Graph]):
         """The graph of a size, or None where the call is to be launched as it is.
 
         Args:
-            key: everything that a graph has fixed: sizes and addresses.
-            capture: makes one. A BackendError of it is the end of capturing.
+            key: everything that is fixed in a graph: sizes and addresses.
+            capture: captures a graph. After a BackendError of it, nothing is captured any more.
         """
         if not self._works:
             return None

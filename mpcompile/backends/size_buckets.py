@@ -1,4 +1,4 @@
-"""Rounding the sizes of a call up, so that few sizes come again and again: what CUDA graphs need. Imports no torch.
+"""Rounds the sizes of calls up, so that few sizes recur and CUDA graphs can be replayed. Imports no torch.
 
 What is added is never read: rows are copies of the first, tokens are masked, and slots hold no token.
 """
@@ -45,8 +45,8 @@ def pad_inputs_maybe(
         inputs: see `contract.segment`; `hidden`, `mask` and `token_positions` may lie anywhere and stay as they are.
         max_rows: examples that the engine takes.
         max_length: tokens that it takes.
-        max_tokens: rows times tokens, with what is added. More keep the device busy for longer than launches take, so
-            that what is added would cost more than it saves.
+        max_tokens: rows times tokens, padding included. Larger calls keep the device busy for longer than launches
+            take, so that padding would cost more than it saves.
     """
     enters = "rows" in inputs
     num_rows, longest = count_rows(inputs), find_longest(inputs)

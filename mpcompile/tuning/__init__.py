@@ -1,7 +1,6 @@
-"""Offline autotuning of an artifact on the machine at hand, or on a cluster of its kind.
+"""Tunes an artifact on the machine at hand, or on a cluster of such machines: `tune`.
 
-`tune` is what there is to call. Importing this package imports neither Optuna nor Ray: the processes that measure
-need neither.
+Importing this package imports neither Optuna nor Ray: the processes that measure need neither.
 """
 
 from __future__ import annotations

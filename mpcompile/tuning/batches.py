@@ -1,4 +1,4 @@
-"""What tuning times: batches of the user's texts, or of random ids of the lengths that the artifact was made for."""
+"""The workload of tuning: batches of the user's texts, or of random ids with the lengths in the artifact's report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TuningWorkload:
 
     @property
     def can_check_answers(self) -> bool:
-        """Whether it says something about what another precision does to answers."""
+        """Whether there are enough texts to tell what another precision does to answers."""
         return self.has_texts and sum(len(batch["input_ids"]) for batch in self.batches) >= MIN_CHECKED
 
     def digest(self) -> str:
@@ -62,11 +62,11 @@ class TuningWorkload:
 def build_tuning_workload(
     directory: Path, manifest: Manifest, report: Report, texts: Any, batch_size: int, seed: int
 ) -> TuningWorkload:
-    """Draws the batches; the same ones whenever it is asked for the same, so that a study goes on with them.
+    """Draws the batches. The same arguments give the same batches, so that a study goes on with them.
 
     Args:
         directory: the artifact.
-        manifest, report: its.
+        manifest, report: of the artifact.
         texts: see `mpcompile.optimize`; None for random ids.
         batch_size: examples in a batch.
         seed: of what is drawn.

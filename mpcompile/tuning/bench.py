@@ -1,4 +1,4 @@
-"""What runs in the process that measures: start and candidates, built, checked against each other and timed."""
+"""The measuring process: builds the start and the candidates, checks them against each other and times them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Loaded:
 
     Attributes:
         index: of the operating point on the front.
-        point: the same, for the engines' cuts and precision.
+        point: the operating point, for the engines' cuts and precision.
         runner: the engines.
     """
 
@@ -100,7 +100,7 @@ class Bench:
         self._rounds = 0
 
     def describe_machine(self) -> Machine:
-        """What it runs on."""
+        """The machine that it runs on."""
         backend = self.builder.backend
         return Machine(
             backend=backend.name,
@@ -144,7 +144,7 @@ class Bench:
     def measure_round(self) -> list[float]:
         """Mean seconds per batch of the start and of each candidate, one after another on the same batches."""
         systems = [self._start, *self._candidates]
-        shift = self._rounds % len(systems)  # nobody always comes first
+        shift = self._rounds % len(systems)  # no system always comes first
         order = [*range(shift, len(systems)), *range(shift)]
         self._rounds += 1
         calls = {str(i): self._calls(systems[i]) for i in order}

@@ -35,7 +35,7 @@ def find_cuts(segments: Sequence[Segment]) -> Cuts:
 
 
 def find_used_cuts(point: OperatingPoint) -> Cuts:
-    """The cuts that change what a point answers: exits that somebody may take, prunes that drop something."""
+    """The cuts that change what a point answers: exits that examples may take, prunes that drop tokens."""
     last = point.exit_layers[-1]
     exits = [layer for layer in point.exit_layers if point.threshold_at(layer) > 0.0]
     prunes = [layer for layer in point.prune_layers if layer < last and point.keep_ratio_at(layer) < 1.0]

@@ -1,4 +1,4 @@
-"""The decision: the best few and the start once more, together; a winner has to beat the start by more than noise."""
+"""The decision: compares the best few with the start once more; a winner has to beat it by more than noise."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Decision:
     Attributes:
         winner: the variant to return; the start where nothing beat it.
         start_s: median seconds per batch of the start.
-        winner_s: the same of the winner, in the same rounds.
+        winner_s: median seconds per batch of the winner, in the same rounds.
         wins: rounds that the winner won, 0 for the start.
-        rounds: rounds measured; 0 when there was nobody to compare.
+        rounds: rounds measured; 0 when there was no candidate to compare.
     """
 
     winner: Variant
@@ -55,7 +55,7 @@ def decide(study: TuningStudy, measurer: Measurer, start: Variant, on_round: Cal
     try:
         return _compare(study, measurer, start, finalists, on_round)
     except MeasureFailed:
-        # One of them took the process down: each alone, so that it takes nobody with it.
+        # One of them took the process down: each is compared alone, so that it does not take others with it.
         decisions = [_compare_alone(study, measurer, start, finalist, on_round) for finalist in finalists]
     found = [decision for decision in decisions if decision is not None]
     winners = [decision for decision in found if decision.winner != start]

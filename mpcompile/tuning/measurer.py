@@ -1,4 +1,4 @@
-"""The measuring process as the tuner sees it: calls with a time limit, over whatever channel."""
+"""The measuring process as the tuner sees it: calls with a time limit, over any channel."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Worker:
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> Reply:
-    """Calls a function in the measuring process; whatever goes wrong there is told, not raised."""
+    """Calls a function in the measuring process; an exception becomes a reply and is not raised."""
     try:
         return Reply(function(*arguments))
     except MpcompileError as error:

@@ -1,4 +1,4 @@
-"""What is thought of candidates before any is measured: the cost model's word, where it has one."""
+"""Ranks candidates before any is measured, by the times that the cost model predicts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STEP_DOWN = 0.7
 class Prior:
     """Predicts variants of one artifact on one workload.
 
-    Nothing is predicted of threads, streams and profiles: variants that differ in those alone come out alike.
+    Threads, streams and profiles are not predicted: variants that differ in those alone get the same time.
 
     Args:
         builder: of the artifact; the profile of the machine is measured when its store has none, which takes seconds.
         lengths: tokens of each example, (B,), one array per batch.
-        find_exits: layers that each example runs at a point of the front, alike.
+        find_exits: gives the layers that each example runs at a point of the front, (B,), one array per batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What tuning found, for people and as JSON."""
+"""The result of tuning, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TuneResult:
         variant: the one that was written; the start where nothing beat it.
         start_s, tuned_s: median seconds per batch, measured in the same rounds.
         original_s: median seconds per batch of the original through torch, on the same batches.
-        measured_s: of what was written, in the same rounds as `original_s`.
+        measured_s: median seconds per batch of what was written, in the same rounds as `original_s`.
         wins, rounds: rounds of the last comparison that the variant won.
         counts: what became of the candidates.
         failures: candidates that failed, and why.
@@ -45,7 +45,7 @@ class TuneResult:
 
     @property
     def is_faster(self) -> bool:
-        """Whether something beat the start."""
+        """Whether a variant beat the start."""
         return self.variant != self.start
 
     @property

@@ -1,4 +1,4 @@
-"""The report of a tuned artifact: the one before, with what is no longer true replaced."""
+"""The report of a tuned artifact: the report of the start, with what is no longer true replaced."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _retime_point(row: MeasuredPoint, timed: PointTimes, times: Times) -> Measur
 
 
 def _describe_point(report: Report, row: MeasuredPoint) -> Report:
-    """The report of another point, of which less is known: it was not certified."""
+    """The report for another point, which was not certified, so that less is known of it."""
     has_labels = row.accuracy is not None and row.drop is not None
     return dataclasses.replace(
         report,

@@ -14,11 +14,11 @@ fast as the start falls behind it in one round out of two, so in each of four ro
 more rarely. Before that only what noise does not explain is stopped.
 """
 BEST_SLACK = (float("inf"), float("inf"), 1.25, 1.2, 1.1)
-"""The same against the best candidate, whose rounds were others.
+"""How much slower than the best candidate the fastest of 1, 2, 3, 4, 5 or more rounds may be.
 
-When a machine gets busy, two lanes of one thread lose less than one of two threads, which wait for each other: ratios
-drift with the load, by a factor of two where that was seen first. So a candidate has the rounds that a median needs
-before it is held against another hour.
+The best candidate was measured in other rounds. Ratios drift with the load of the machine, by a factor of two where
+that was seen first: two lanes of one thread lose less to other processes than one lane of two threads, which wait for
+each other. So a candidate gets the rounds that a median needs before it is compared with another hour.
 """
 
 

@@ -1,4 +1,4 @@
-"""The study: every candidate, every round, in a database from the moment that it is measured.
+"""The study: keeps every candidate and every round in a database from the moment that it is measured.
 
 A trial is a variant; its intermediate values are ratios, time of the candidate over that of the start in the same
 round, so that trials of different hours and machines of one kind compare; its value is their median. A trial that was
@@ -25,7 +25,7 @@ from mpcompile.tuning.space import Space
 from mpcompile.tuning.variant import Variant
 
 ENQUEUED = 12
-"""Candidates that are taken in order of prediction before the sampler (TPE) has its say."""
+"""Candidates that are taken in order of prediction before the sampler (TPE) chooses."""
 MIN_ROUNDS = 3
 """A median of fewer is no ground to call a candidate one of the best."""
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -53,7 +53,7 @@ class Counts:
     Attributes:
         measured: measured to the end.
         stopped: stopped early as clearly slower.
-        same: not measured, as another candidate came out the same.
+        same: not measured, because another candidate runs the same engines with the same settings.
         failed: could not be measured, or answered differently.
         resumed: of all these, taken up from a process that was killed.
     """
@@ -156,7 +156,7 @@ class TuningStudy:
             self._tell(trial, state=TrialState.FAIL)
 
     def settle_as_twin(self, trial: OpenTrial, key: str, start_key: str) -> bool:
-        """Closes a trial that runs the same as the start or as one that was measured; False when there is none.
+        """Closes a trial that runs the same as the start or as a measured trial; returns False when there is none.
 
         Args:
             key, start_key: see `BuiltVariant.key`.
@@ -223,7 +223,7 @@ class TuningStudy:
         return f"final on {socket.gethostname()}"
 
     def _requeue(self, trials: Sequence[FrozenTrial]) -> None:
-        """Closes trials that nobody works on, and lets new ones go on with their rounds."""
+        """Closes trials that no process works on, and lets new trials go on with their rounds."""
         taken_up = {trial.user_attrs.get("resumes") for trial in self._trials()}
         for trial in trials:
             params = trial.system_attrs.get("fixed_params") or trial.params
@@ -240,7 +240,7 @@ class TuningStudy:
             self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _remaining(self, number: int | None = None) -> list[Variant]:
-        """Candidates that nobody has settled or works on, but for one trial, and that may answer well."""
+        """Candidates that no trial but one has settled or measures, and that were not refused for their answers."""
         settled = self._settled(number)
         refused = [trial.user_attrs.get("refused") for trial in self._trials((TrialState.FAIL,))]
         return [

@@ -62,7 +62,7 @@ class Rules:
 
     def refusal_maybe(self, variant: Variant, answers: Answers) -> str | None:
         """Why a candidate's answers are not good enough, or None."""
-        # Where only the order of sums differs, an example that stands on the fence may fall to the other side.
+        # Where only the order of sums differs, an example with two nearly equal classes may change its answer.
         allowed = max((1.0 - self.min_agreement) * answers.checked, float(variant.precision == self.start.precision))
         if answers.differing <= allowed + 1e-9:
             return None

@@ -76,7 +76,7 @@ def tune(
         budget_s: seconds after which no further candidate is started; the last comparison comes after that.
         max_trials: candidates that the study may settle, those of earlier calls included; None for no limit.
         storage: URL of an Optuna storage, which many machines may share; None is SQLite in `cache_dir`.
-        study: name of the study there; None for one that no other model, version, workload or machine has.
+        study: name of the study there; None for a name of this model, version, workload and machine alone.
         ray: address of a Ray cluster ("auto", "local", "ray://host:10001") whose nodes measure; None is this machine.
         trial_timeout_s: seconds that a candidate may take for a round, and ten times that to be built.
         min_agreement: share of the workload that a candidate must answer as the start does at its operating point.
@@ -149,7 +149,7 @@ def _read_start(directory: Path, settings: TuneSettings, texts: Any) -> _Start:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Turns the failure of what everything is measured against into an error for the user."""
+    """Turns a failure to measure the start into an error for the user."""
     try:
         yield
     except MeasureFailed as error:
@@ -172,7 +172,7 @@ def _open_workers(job: Job, settings: TuneSettings) -> Iterator[Sequence[Worker]
 
 
 def _check_machines(workers: Sequence[Worker]) -> Machine:
-    """What the workers run on, which has to be the same for ratios to compare."""
+    """The machine that the workers run on; ratios compare only if all run on the same kind."""
     machines = [worker.describe_machine() for worker in workers]
     for worker, machine in zip(workers, machines, strict=True):
         if machine != machines[0]:

@@ -1,4 +1,4 @@
-"""Variants: everything that tuning may change about an artifact."""
+"""Variants: the settings of an artifact that tuning may change."""
 
 from __future__ import annotations
 

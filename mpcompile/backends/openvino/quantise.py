@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import openvino
 
 _WIDE = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""What Linux calls instructions that multiply eight-bit numbers and sum in 32 bits."""
+"""Names of Linux for instructions that multiply eight-bit numbers and sum in 32 bits."""
 
 MISSING = 'precision "int8": nncf, which quantises, is not installed: pip install "mpcompile[int8]"'
 
@@ -100,7 +100,7 @@ def sums_wide(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def _ignored(model: openvino.Model) -> object:
-    """Everything but products of a row per token."""
+    """The operations that are not quantised: all but products of a row per token."""
     import nncf
 
     operations = model.get_ordered_ops()
@@ -115,8 +115,8 @@ def _ignored(model: openvino.Model) -> object:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps nncf's log, its bars and the warnings of what it uses to itself."""
-    # NOTE: the logger is of nncf's own class, so that nncf has to be imported before anybody asks for it.
+    """Silences nncf: its log, its progress bars, and the warnings of the libraries that it uses."""
+    # NOTE: the logger is of nncf's own class, so that nncf has to be imported before the logger is asked for.
     logger = logging.getLogger("nncf")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What a builder says about the engine it made: kernels and memory, without a GPU to run it on."""
+"""Reads a builder's log: kernels and memory of an engine, known without a GPU to run it on."""
 
 from __future__ import annotations
 

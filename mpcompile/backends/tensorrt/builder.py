@@ -1,4 +1,4 @@
-"""Building engines: ONNX in, a plan out, each build in a process of its own, since a builder can kill its process."""
+"""Builds engines: from ONNX to a plan, each in a process of its own, since a builder can kill its process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runtime needs of CUDA: memory, copies, a stream and graphs. No torch: cuda-python alone, as on a Jetson."""
+"""The part of CUDA that engines need: memory, copies, a stream and graphs. Uses cuda-python alone, no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DeviceMemoryError(BackendError):
 
 
 class DeviceBuffer:
-    """Device memory, given back when nobody refers to it any more.
+    """Device memory, freed when nothing refers to it any more.
 
     Attributes:
         address: where it starts, aligned to 256 bytes.

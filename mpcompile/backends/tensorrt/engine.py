@@ -1,4 +1,4 @@
-"""Running a plan: buffers are allocated once, the hidden state stays on the device, the host sees answers alone."""
+"""Runs a plan: buffers are allocated once, the hidden state stays on the device, the host reads answers alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """What a segment hands on without the host looking at it: valid until its engine is called again."""
+    """An output that stays on the device for the next segment; valid until its engine is called again."""
 
     address: int
     shape: Shape
@@ -39,7 +39,7 @@ class _Buffers:
 
     Attributes:
         inputs: what the host sends, on the device, by name.
-        staging: the same in page-locked memory.
+        staging: `inputs` in page-locked memory of the host, by name.
         outputs: by name.
         answers: those that the host reads, in page-locked memory.
     """
@@ -52,7 +52,7 @@ class _Buffers:
 
 @dataclass(frozen=True)
 class _Captured:
-    """A graph, with the context and the scratch buffer that it has fixed: nobody else may change that context."""
+    """A graph, with the context and the scratch buffer that are fixed in it: no other call may change that context."""
 
     graph: Any
     context: Any

@@ -1,4 +1,4 @@
-"""Finding TensorRT: the standard library (data centre, Jetson) or TensorRT-RTX, whichever is installed.
+"""Finds TensorRT: the standard library (data centre, Jetson) or TensorRT-RTX, whichever is installed.
 
 The bindings of 10.3 (JetPack 6) to 11.x and of TensorRT-RTX differ in few names: `NAMES` are those that this package
 calls, and `bench/results/tensorrt-names.json` says that they are in each.

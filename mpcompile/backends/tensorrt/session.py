@@ -1,4 +1,4 @@
-"""What the engines of a chain share: TensorRT, the device, and scratch memory that they take turns in."""
+"""The session that the engines of a chain share: TensorRT, the device, and scratch memory that they use in turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpcompile.backends.tensorrt.loader import TensorRt
 
 
 class Buffer(Protocol):
-    """Device memory, given back when nobody refers to it any more."""
+    """Device memory, freed when nothing refers to it any more."""
 
     address: int
     num_bytes: int
@@ -38,7 +38,7 @@ class Session:
         device: to run on.
 
     Attributes:
-        scratch: the buffer; whoever lets a graph hold on to its address holds on to it.
+        scratch: the buffer; a graph that has its address must keep a reference to it.
     """
 
     def __init__(self, found: TensorRt, device: Device) -> None:

@@ -1,4 +1,4 @@
-"""Torch-TensorRT as another builder of the same engines, for users who have it. Imports it only to build.
+"""Builds engines with Torch-TensorRT, for users who have it. Imports it only to build.
 
 Written against the signatures of 2.14, which names the inputs and outputs of an engine as it is told. It needs a GPU
 to import, so that nothing of this was ever run. Unlike `builder`, it builds in this process, with one profile.

@@ -1,1 +1,1 @@
-"""Backends that run a segment's graph through torch: eager, the oracle, and inductor."""
+"""Backends that run a segment's graph through torch: eager, which others are checked against, and inductor."""

@@ -1,4 +1,4 @@
-"""The eager backend: the graph as it is, run by torch. The oracle of the others."""
+"""The eager backend: torch runs the graph as it is. The other backends are checked against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What backends that run a segment's graph module through torch have in common."""
+"""The base of backends that run a segment's graph module through torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inductor backend: torch.compile, for GPUs without TensorRT and as the baseline beside it. Runs on CPUs, too."""
+"""The inductor backend: torch.compile, on GPUs and CPUs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANY_ROWS = 2**30
 
 @dataclass(frozen=True)
 class Captured:
-    """A call as a graph.
+    """A call as a captured CUDA graph.
 
     Attributes:
         inputs: tensors that it reads, to be filled before a replay.
@@ -89,7 +89,7 @@ class InductorEngine:
             if num_rows > 1:
                 self._max_tokens = num_rows // 2 * longest
             raise self._find_room(num_rows, longest) from error
-        # One that stays on a GPU is read by the next segment alone.
+        # What stays on a GPU is read by the next segment alone.
         stays = CARRIED if self._device.type != "cpu" else ()
         return {name: value if name in stays else _to_host(value[:num_rows]) for name, value in outputs.items()}
 
