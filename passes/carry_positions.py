@@ -92,7 +92,7 @@ def carry_positions(gm: GraphModule, members: list[list[Node]], tables: Position
 
 
 def _erase_unused(node: Node) -> None:
-    """Removes a node that nobody reads, and what was there for it alone."""
+    """Removes a node without users, and the nodes that only it used."""
     if not node.users and node.op not in ("placeholder", "get_attr"):
         sources = node.all_input_nodes
         node.graph.erase_node(node)

@@ -51,7 +51,7 @@ class FuseAttention(Pass):
 
 
 def _make_functional(gm: GraphModule) -> bool:
-    """Replaces operators that write into their first argument, which nobody reads afterwards."""
+    """Replaces operators that write into their first argument, which is not read afterwards."""
     changed = False
     for node in gm.graph.nodes:
         schema = getattr(node.target, "_schema", None)
@@ -171,7 +171,7 @@ def _fuse(gm: GraphModule, softmax: Node, scores: _Scores) -> None:
         fused = gm.graph.call_function(ATTENTION, (scores.query, scores.key, value, *added), {"scale": scores.scale})
         fused.meta = {**product.meta, "val": scores.query.meta["val"]}
         result = fused
-        if parted:  # batch and heads are joined again for whoever reads the product
+        if parted:  # batch and heads are joined again for the readers of the product
             result = gm.graph.call_function(aten.flatten.using_ints, (fused, 0, 1))
             result.meta = dict(product.meta)
     product.replace_all_uses_with(result)

@@ -29,7 +29,7 @@ class LowerPrecision(Pass):
     """Writes casts into a segment's graph, so that a strongly typed compiler has nothing left to decide.
 
     Weights and the hidden state between segments are in the low precision; masks, importance, exit heads, logits
-    and entropy stay in fp32. Attention is one node of low precision: whoever spells it out does its softmax in fp32.
+    and entropy stay in fp32. Attention is one node of low precision: what spells it out does its softmax in fp32.
 
     Before:
         added: "f32[B, S, D]" = add(linear(x, weight, bias), residual)

@@ -124,7 +124,7 @@ def _read_window(sample: Tensor, value: Tensor) -> int | None:
     """The window that a mask (B, 1, S, S) of an attention mask (B, S) leaves open, None when it is open throughout."""
     allowed = value if value.dtype == torch.bool else value > -1.0
     real = (sample != 0)[:, None, None, :]
-    rows = real.transpose(2, 3)  # nobody reads what attention gives at padding
+    rows = real.transpose(2, 3)  # what attention gives at padding is not read
     exact = value.dtype == torch.bool or bool((value[allowed] == 0).all())
     if exact and torch.equal(allowed & rows, real.expand_as(allowed) & rows):
         return None

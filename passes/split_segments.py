@@ -58,7 +58,7 @@ def split_segments(gm: GraphModule) -> list[GraphModule]:
 
 
 def _return_num_kept(outputs: dict[str, Node], exit_layers: list[int], ends: list[dict[str, Node]]) -> None:
-    """Makes each segment return how many tokens its prunes by threshold kept, which nobody else knows."""
+    """Makes each segment return how many tokens its prunes by threshold kept, which only its engine knows."""
     for name, value in outputs.items():
         if name.startswith("kept_"):
             layer = int(name.removeprefix("kept_"))

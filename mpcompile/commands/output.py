@@ -1,4 +1,4 @@
-"""What commands share: the one place that prints, and files that are written whole or not at all."""
+"""Output of commands: the one place that prints, and files that are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building engines: each plan once, found again by its content. Imports no torch."""
+"""Builds the plan of each segment once, and finds it again in the store. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles: an artifact without engines, to be built on the device that runs it.
+"""Bundles: artifacts without engines, which are built on the device that runs them.
 
 segments/N.onnx     a segment in its precision, see `mpcompile.graph.onnx_segments`
 recipe.json         for which device, and the sizes that each segment is built for

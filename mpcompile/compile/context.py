@@ -91,7 +91,7 @@ class TextPart:
         labels: as `labels.read_labels` gives them, None when unknown.
         examples: the texts as they were given.
         original: logits of the original on them (N, C), None until it was asked (`reference.ask_original`).
-        task: what they mean.
+        task: what the logits are: classes, labels, scores or a vector.
     """
 
     encoded: tuple[TokenIds, ...]

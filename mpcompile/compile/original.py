@@ -1,4 +1,4 @@
-"""The model as the user hands it in: an object, a path or a hub id; and its tokenizer."""
+"""The original: the model as the user hands it in (an object, a path or a hub id), and its tokenizer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Original:
                 module.training = training
 
     def run(self, batch: dict[str, Any], num_threads: int | None = None) -> np.ndarray:
-        """Logits (B, C) of tensors ready for it, on so many CPU threads (None: as torch is set).
+        """Logits (B, C) of a batch of tensors, on `num_threads` CPU threads (None: as torch is set).
 
         Of an encoder without a head, the vectors (B, D).
         """
@@ -109,7 +109,7 @@ class Original:
 
 
 def open_original(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> Original:
-    """Loads what is not loaded yet.
+    """Loads a model from a path or hub id, and finds its tokenizer; an object is taken as it is.
 
     Raises:
         CaptureError: when a path or id holds no sequence classifier and no encoder.

@@ -1,4 +1,4 @@
-"""The stage at the end: everything that a compiled model needs, in one directory."""
+"""Packs a compiled model: writes everything that it needs into one directory."""
 
 from __future__ import annotations
 

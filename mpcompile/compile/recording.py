@@ -1,7 +1,7 @@
-"""What segments are given while texts are answered: the samples that int8 engines are calibrated on. Imports no torch.
+"""Records the inputs of segments while texts are answered: int8 engines are calibrated on them. Imports no torch.
 
-A segment in the middle of a chain reads a hidden state, so that the float engines before it run; nobody leaves
-while they are recorded, so that the last segment sees as many samples as the first.
+A segment in the middle of a chain reads a hidden state, so the float engines before it run. Exits are disabled while
+recording, so all segments get equally many samples.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Recorder:
     """An engine that keeps copies of its inputs; without an engine it answers nothing.
 
     Attributes:
-        engine: what is asked, None for the last of a chain, whose answers nobody reads.
+        engine: runs the segment; None for the last of a chain, whose answers are not read.
         samples: inputs of each call.
     """
 

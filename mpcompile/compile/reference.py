@@ -1,4 +1,4 @@
-"""What the original answers, from an engine that is checked against it."""
+"""Answers of the original, from an engine that is checked against it."""
 
 from __future__ import annotations
 

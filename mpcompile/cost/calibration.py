@@ -1,4 +1,4 @@
-"""Rates of the present machine, measured: engines of small random encoders are timed and the model is fitted to them.
+"""Measures the rates of this machine: times engines of small random encoders and fits the cost model to them.
 
 What is timed is what is deployed: segments with exits and prunes, built by the backend. Nine numbers
 explain all of them; they are fitted in log space, so that a fast engine counts as much as a slow one,

@@ -1,4 +1,4 @@
-"""Predicted time of a workload: its batches walked through the exits as the runtime would."""
+"""Predicts the time of a workload: walks its batches through the exits as the runtime would."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def predict_workload(
         chain: the segments.
         point: exits and keep ratios.
         batches: tokens of each example, one array per batch.
-        exits: where each example leaves, alike.
+        exits: where each example leaves, one array per batch.
     """
     return float(np.mean([_predict(cost, chain, point, 0, *batch) for batch in zip(batches, exits, strict=True)]))
 

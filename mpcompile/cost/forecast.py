@@ -1,4 +1,4 @@
-"""A plan: what would meet a target on a device, and why; written for later. Imports no torch."""
+"""A forecast: what would meet a target on a device, and why. Imports no torch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Forecast:
         mean_length: tokens of an example, on average.
         target_speedup: asked, times the unpruned model through the same engines.
         unpruned_s: time of the unpruned model as one engine.
-        floor_s: the same when all tokens but [CLS] are deleted before the first layer: what pruning cannot remove.
+        floor_s: time of that engine when all tokens but [CLS] are deleted before it: what pruning cannot remove.
         reachable_speedup: of the fastest point that the planner knows.
         speedup: of the plan.
         point: keep ratios and exits of the plan; thresholds are chosen when heads are trained.

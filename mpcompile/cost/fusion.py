@@ -198,7 +198,7 @@ def _find_group(
 
 
 def _shares(operator: Operator, draft: _Draft, reads: Mapping[int, int]) -> bool:
-    """Whether somebody else reads what an operator reads from a group."""
+    """Whether other operators read what an operator reads from a group."""
     made = {array.key for member in draft.operators for array in member.outputs}
     return any(array.key in made and reads[array.key] > 1 for array in operator.inputs)
 
@@ -227,7 +227,7 @@ def _describe(draft: _Draft, index: int, fusion: Fusion, readers: dict[int, set[
     first = draft.operators[0]
     made = {array.key for operator in draft.operators for array in operator.outputs}
     read = {array.key: array for operator in draft.operators for array in operator.inputs if array.key not in made}
-    # What nobody reads leaves the graph, or is a statistic that nobody asked for.
+    # What no other group reads leaves the graph, or is a statistic that is not used.
     written = [
         array
         for operator in draft.operators

@@ -1,4 +1,4 @@
-"""Time of a segment at an operating point, predicted; runs nothing."""
+"""Predicts the time of a segment at an operating point. Runs nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CostModel:
             first, exit_layer: layers that it runs, the second exclusive.
             batch_size: examples.
             seq_len: tokens that enter, a number or an array.
-            point: for its keep ratios, and for its last exit, which nobody looks at.
+            point: for its keep ratios, and for its last exit, whose entropies the host does not read.
         """
         seconds = np.full(np.shape(seq_len), self.rates.engine_s)
         if exit_layer != point.exit_layers[-1]:

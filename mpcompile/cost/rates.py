@@ -69,7 +69,7 @@ class Rates:
 
 
 def declare_rates(device: Device, precision: str) -> Rates:
-    """Rates of a device that nobody measured.
+    """Rates of a device that was not measured.
 
     Args:
         device: its peaks.

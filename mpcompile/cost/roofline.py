@@ -1,4 +1,4 @@
-"""Seconds of a region on a device: roofline with wave quantisation.
+"""Predicts seconds of a region on a device: a roofline with wave quantisation.
 
 A kernel takes the longer of its arithmetic and its memory traffic (Williams et al. 2009), the part
 of the shorter one that does not overlap, and a launch. Matrix products run as tiles, one per unit

@@ -1,4 +1,4 @@
-"""The one way to time something: interleaved runs, medians."""
+"""Times systems against each other: interleaved runs, medians. All timing goes through here."""
 
 from __future__ import annotations
 

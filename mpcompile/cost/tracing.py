@@ -1,4 +1,4 @@
-"""What a graph computes, operator by operator, with its sizes as symbols.
+"""Traces what a graph computes, operator by operator, with its sizes as symbols.
 
 The graph is interpreted once on tensors without data (torch's fake tensors) whose sizes are
 symbols, under a dispatch mode that sees every ATen operator: what a pass inserts as one call is

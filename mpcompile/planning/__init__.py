@@ -1,1 +1,1 @@
-"""Planning: what a model could gain on a device that is not at hand. Trains and runs nothing."""
+"""Forecasts what a model could gain on a device that is not at hand. Trains and runs nothing."""

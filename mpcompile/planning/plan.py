@@ -1,4 +1,4 @@
-"""`plan`: from a model and the name of a device to what would meet a target there."""
+"""`plan`: forecasts what would meet a target on a device, from a model and the name of the device."""
 
 from __future__ import annotations
 

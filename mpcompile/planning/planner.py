@@ -1,4 +1,4 @@
-"""The planner: which keep ratios and exits would meet a target on a device."""
+"""The planner: finds keep ratios and exits that would meet a target on a device."""
 
 from __future__ import annotations
 

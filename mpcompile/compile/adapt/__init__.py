@@ -1,1 +1,1 @@
-"""Adapting a captured model to exits: frozen backbone, trained heads."""
+"""Adapts a captured model to exits and pruning: heads alone, or the backbone with them."""

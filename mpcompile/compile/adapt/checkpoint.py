@@ -1,4 +1,4 @@
-"""Checkpoints of a long training: whole or absent, and only ever taken up by the run that wrote them."""
+"""Checkpoints of a long training: whole or absent, and used only by the run that wrote them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Checkpoint:
             self.path.unlink()
 
     def _sweep(self) -> None:
-        """Deletes what killed processes left, and what belongs to runs that nobody took up again."""
+        """Deletes what killed processes left, and checkpoints of runs that were not resumed."""
         for pattern, age_s in (("writing-*", STALE_S), ("*.safetensors", ABANDONED_S), ("*.damaged", ABANDONED_S)):
             for path in self.path.parent.glob(pattern):
                 with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The stage of adapt="finetune": backbone and exit heads are trained on texts that nothing else reads."""
+"""Fine-tuning, adapt="finetune": trains backbone and exit heads on texts that nothing else reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit heads trained on cached features: the backbone is frozen, the teacher is the model itself.
+"""Trains exit heads on cached features: the backbone is frozen, the model itself is the teacher.
 
 Shapes: N texts, M off-ramps, F folds, D hidden size, C classes, W head width.
 """

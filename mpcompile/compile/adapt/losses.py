@@ -1,4 +1,4 @@
-"""What an answer costs in training: its distance from the original's answer, and from the label where there is one.
+"""Losses of training: distance from the original's answer, and from the label where there is one.
 
 Shapes: B examples, C outputs of the model (classes, for a classifier of one label).
 """
@@ -16,7 +16,7 @@ from mpcompile.contract.task import SCORE_TOLERANCE, Task
 
 
 class Loss(Protocol):
-    """What one output, an exit's or the model's own, costs.
+    """The loss of one output, an exit's or the model's own.
 
     Implemented as a frozen dataclass: its repr tells one loss from another where results are stored.
     """

@@ -1,4 +1,4 @@
-"""Token thresholds without training: quantiles of the attention that tokens of some texts receive."""
+"""Finds token thresholds without training: quantiles of the attention that tokens of some texts receive."""
 
 from __future__ import annotations
 

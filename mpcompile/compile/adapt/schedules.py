@@ -1,4 +1,4 @@
-"""What each step of elastic training sees: which texts, and how many tokens survive each pruning layer.
+"""Draws what each step of elastic training gets: which texts, and how many tokens each pruning layer keeps.
 
 Everything is drawn from the seed and the number of the step or epoch alone, so that a resumed run draws the same.
 """

@@ -1,4 +1,4 @@
-"""A rewritten graph in training: one step, one evaluation, and its state for a checkpoint.
+"""Trains a rewritten graph: one step, one evaluation, and the state for a checkpoint.
 
 Shapes: N texts, B examples of a batch, C outputs of the model.
 """
@@ -49,7 +49,7 @@ class ElasticSettings:
         warmup_share: of the run, in which learning rates rise from 0; after it they fall to 0, both linearly.
         unpruned_share: of the steps, which keep every token.
         min_kept: lowest share of tokens left behind the last pruning layer.
-        exit_weight_power: an exit's loss weighs as the layers run before it, and one, to this power; 0 is all alike.
+        exit_weight_power: an exit after n layers has the weight (n + 1) to this power in the loss; 0 weighs all alike.
         steps_per_evaluation: steps between two looks at the validation texts.
         patience: evaluations without improvement after which training stops.
         seconds_per_checkpoint: at most this much work is lost when a run is killed.
@@ -227,7 +227,7 @@ class Trainer:
         return rewrite(copy_graph(self._captured.graph_module), heads, self._prune_layers)
 
     def _price(self, outputs: Mapping[str, Tensor]) -> Tensor | float:
-        """What each example costs beside its answers, (B,)."""
+        """Loss of each example beside that of its answers, (B,)."""
         del outputs
         return 0.0
 

@@ -1,4 +1,4 @@
-"""A certificate: what a point may lose, tested on texts that nothing was chosen on. Imports no torch."""
+"""Certificates: tests on texts that nothing was chosen on how much a point loses. Imports no torch."""
 
 from mpcompile.compile.certify.drop import Counts, bound_drop, p_value
 from mpcompile.compile.certify.sequence import Certificate, find_certified

@@ -1,4 +1,4 @@
-"""What the chosen point costs, on texts that nothing was chosen on."""
+"""Measures what the chosen point loses on texts that nothing was chosen on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage that certifies: points of the front are tested on the half of the texts that nothing was chosen on."""
+"""Certifies the front: tests its points on the half of the texts that nothing was chosen on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How close answers are that are not right or wrong: correlations of scores, cosines of vectors.
+"""Similarity of answers that are not right or wrong: correlations of scores, cosines of vectors.
 
 Shapes: N texts, C scores, D dimensions of a vector.
 """
@@ -14,12 +14,12 @@ from mpcompile.contract.task import Task, cosines
 def measure_similarity(
     task: Task, answers: np.ndarray, original: np.ndarray, labels: np.ndarray | None
 ) -> dict[str, dict[str, float]]:
-    """What is said beside the share of texts that are answered as the original does.
+    """Measures how similar scores or vectors are to the original's; reported beside the agreement.
 
     Args:
         task: of the model.
         answers: see `Task.answers`.
-        original: those of the original.
+        original: answers of the original.
         labels: scores, None when unknown.
 
     Returns:

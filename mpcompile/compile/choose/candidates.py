@@ -1,4 +1,4 @@
-"""Operating points with what is expected of them, and the fronts that they form."""
+"""Candidates: operating points with predicted time and loss, and the fronts that they form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NEAR = (0.6, 1.15)
 
 @dataclass(frozen=True)
 class Candidate:
-    """An operating point with what is expected of it.
+    """An operating point with its predicted time and its loss.
 
     Attributes:
         point: its settings.
         seconds: predicted mean per text, for comparing candidates.
         loss: mean over the held-out texts.
         exit_layer: where each held-out text leaves, (N,).
-        answer: what it is told, (N,).
+        answer: answer to each held-out text, see `Task.answers`, (N, ...).
     """
 
     point: OperatingPoint

@@ -1,4 +1,4 @@
-"""The stage between graph and engines: heads are trained, points are searched, on cached features."""
+"""Chooses operating points: trains exit heads and searches schedules and thresholds on cached features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit thresholds that trade time against errors best, found on cached entropies.
+"""Finds the exit thresholds that trade time against errors best, on cached entropies.
 
 Shapes: N texts, M exits in use, the last unconditional.
 """
@@ -40,7 +40,7 @@ class ExitTable:
         return index
 
     def seconds_of(self, index: np.ndarray) -> np.ndarray:
-        """Seconds of each text that leaves at an exit, calls shared among those who enter their engine, (N,).
+        """Seconds of each text that leaves at an exit, (N,). Texts that enter an engine share the cost of its call.
 
         A batch calls an engine when any of its texts enters.
         """
@@ -77,7 +77,7 @@ def search_thresholds(table: ExitTable, price_s: float) -> np.ndarray:
         price_s: seconds that one error is worth.
 
     Returns:
-        (M,): 0 where an exit is not worth using, above 1 where it takes everyone, as at the last.
+        (M,): 0 where an exit is not worth using, above 1 where all texts leave, as at the last.
     """
     count = table.entropy.shape[0]
     thresholds = np.zeros(count)

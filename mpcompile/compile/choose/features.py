@@ -1,4 +1,4 @@
-"""What the model computes on the given texts, cached: logits, and features at every off-ramp.
+"""Cached features: logits, and what exit heads read at every off-ramp, from one pass over the texts.
 
 Everything after this (training heads, searching thresholds) reads these arrays and runs no model.
 
@@ -46,7 +46,7 @@ class KeepSchedule:
         return tuple(layer for layer, ratio in rows if ratio < 1.0)
 
     def measured(self, features: Features, lengths: np.ndarray) -> KeepSchedule:
-        """The same with the keep ratios that its thresholds came to on texts of some lengths (N,)."""
+        """This schedule with the keep ratios that its thresholds came to on texts of some lengths (N,)."""
         if not self.token_thresholds:
             return self
         before, ratios = lengths, []

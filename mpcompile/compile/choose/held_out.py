@@ -1,4 +1,4 @@
-"""What held-out texts answer at every exit: all that a search needs to know of a model.
+"""Answers to held-out texts at every exit: all that a search needs to know of a model.
 
 Shapes: N texts, C classes.
 """
@@ -16,7 +16,7 @@ from mpcompile.contract.task import Task
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What held-out texts answer at every exit under one schedule.
+    """Answers to held-out texts at every exit under one schedule.
 
     Attributes:
         schedule: its keep ratios.

@@ -1,4 +1,4 @@
-"""The choice of a precision: points are searched in each that may be taken, and the better front is kept.
+"""Chooses a precision: searches points in each that may be taken, and keeps the better front.
 
 All points of an artifact share one precision, as they share their engines.
 """
@@ -79,7 +79,7 @@ def choose_precision(
 
     Args:
         context: with the precision that was asked for, or the fastest float.
-        adapted: the same with a fine-tuned model, or as it is.
+        adapted: the context with a fine-tuned model, or `context` itself.
         trained: exit heads that were trained with it.
         part: texts for choosing, with the original's answers.
         length: their typical one.

@@ -1,7 +1,7 @@
-"""The best exits and thresholds of a schedule at a price of errors, from cached answers alone.
+"""Finds the best exits and thresholds of a schedule at a price of errors, from cached answers alone.
 
-Two numbers are traded, seconds and errors; a price, seconds that one error is worth, makes them one. What is then
-left to solve is cheap: no model runs. Walking through the prices walks along the lower convex hull of the front.
+A price, the seconds that one error is worth, makes one number of time and errors. Minimising it runs no model and is
+cheap. The solutions at all prices are the lower convex hull of the front.
 
 Shapes: N texts.
 """
@@ -53,7 +53,7 @@ class Pricer:
         return predict_whole(self.cost, self.lengths, self.batch_size) / self.batch_size
 
     def take(self, index: np.ndarray) -> Pricer:
-        """The same for the texts at some positions."""
+        """The pricer of the texts at some positions."""
         return Pricer(self.truth[index], self.lengths[index], self.cost, self.batch_size, self.precision, self.task)
 
     def table(self, held_out: HeldOut, exits: tuple[int, ...], prunes: tuple[int, ...]) -> ExitTable:
@@ -84,8 +84,8 @@ class Pricer:
         """The point of a schedule that costs least, time and errors together.
 
         Exits are added one at a time, each time the one that saves most, as long as one does and up to
-        `MAX_EXITS`; thresholds are solved anew for every set that is tried. One threshold that takes everyone makes
-        its exit the last: layers behind it are not built.
+        `MAX_EXITS`; thresholds are solved anew for every set that is tried. An exit whose
+        threshold makes all texts leave is the last: layers after it are not built.
         """
         prunes = held_out.schedule.pruned_layers()
         *early, last = sorted(held_out.entropy)
@@ -121,7 +121,7 @@ class Pricer:
     def candidate(
         self, held_out: HeldOut, table: ExitTable, exits: tuple[int, ...], thresholds: np.ndarray
     ) -> Candidate:
-        """The operating point of some thresholds; exits that take nobody are not in it."""
+        """The operating point of some thresholds, without exits at which no text leaves."""
         seconds, loss = table.evaluate(thresholds)
         end = int(np.argmax(thresholds > 1.0))
         used = [i for i in range(end + 1) if thresholds[i] > 0.0]

@@ -1,4 +1,4 @@
-"""The search over keep ratios: what is slow is sampled, what follows from it is solved.
+"""Searches keep ratios: schedules, which are slow to try, are sampled; exits and thresholds are solved for each.
 
 A forward pass over the texts under one schedule of keep ratios is slow. Which exits to use, where the model ends and
 which thresholds: all that is free once the pass is done, so a trial does not sample it. It samples a schedule, a
@@ -155,7 +155,7 @@ class _Study:
             raise
 
     def finish(self) -> StudyResult:
-        """Answers of the schedules that hold a part of the front, whoever tried them."""
+        """Answers of the schedules that hold a part of the front, whichever process tried them."""
         kept = tuple((tried.precision, self._answer_all(tried)) for tried in self._on_front())
         return StudyResult(kept, len(self._book.tried()), self._book.count_pruned())
 
@@ -219,7 +219,7 @@ class _Best:
 
 
 def _share_cost(pricer: Pricer, book: TrialBook) -> Pricer:
-    """The same with the cost model that everyone who shares the study goes by."""
+    """The pricer with the cost model that all processes of the study share."""
     shared = book.setup["costs"][pricer.precision]
     rates = dict(shared["rates"])
     rates["tiles"] = tuple((int(rows), int(columns), float(share)) for rows, columns, share in rates["tiles"])

@@ -1,4 +1,4 @@
-"""The book of a search: which schedules were tried and what came of each, in memory or in a database.
+"""The trials of a search: which schedules were tried and what each came to, in memory or in a database.
 
 A trial is a schedule, a precision and a price of errors; its values are predicted time, as a share of the unpruned
 model's, and loss, both of the best point that `Pricer.solve` finds at that price. All three follow from its
@@ -58,7 +58,7 @@ class TrialBook:
     Args:
         url: of an Optuna storage; None keeps the study in memory.
         identity: what the study belongs to: model, texts, precisions.
-        setup: what all who share the study go by, such as prices; the first to come writes it down.
+        setup: what all processes of the study share, such as prices; the first one writes it down.
         layers: that may prune.
         precisions: to choose from.
         seed: of the sampler.
@@ -130,7 +130,7 @@ class TrialBook:
             self._study.tell(trying.trial, state=TrialState.PRUNED)
 
     def put_back(self, trying: Trying) -> None:
-        """Leaves a schedule to whoever comes next."""
+        """Leaves a schedule to the next process."""
         with using_storage(self._url):
             self._requeue(self._frozen(trying.trial))
 
@@ -172,7 +172,7 @@ class TrialBook:
         return {**params, "precision": precision} if len(self._precisions) > 1 else params
 
     def _requeue(self, trial: FrozenTrial) -> None:
-        """Closes a trial that nobody works on; another takes its place first, so that it is not lost in between."""
+        """Closes a trial that no process works on. Another takes its place first, so that it is not lost in between."""
         params = trial.system_attrs.get("fixed_params") or trial.params
         if params.keys() == self._distributions().keys():
             self._study.enqueue_trial(params, user_attrs={"resumes": trial.number}, skip_if_exists=False)

@@ -1,1 +1,1 @@
-"""The front on the clock, and what the report shows of it."""
+"""Measures the front, and what the report shows of it."""

@@ -1,4 +1,4 @@
-"""Timing an artifact against the original that it was made from, on labelled or unlabelled texts."""
+"""Times an artifact against the original that it was made from, on labelled or unlabelled texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage behind the engines: the front on the clock, against the original, on the same batches."""
+"""Times every point of the front, interleaved with the original on the same batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample texts for the report: picked, answered by the engines, and traced token by token.
+"""Picks sample texts for the report, answers them with the engines, and traces them token by token.
 
 Shapes: N texts to pick from, C classes.
 """

@@ -1,4 +1,4 @@
-"""Which tokens of a text survive: the deployed segments, run by torch, with an eye on their prunes.
+"""Traces which tokens of a text survive: torch runs the deployed segments and records what their prunes keep.
 
 Shapes: S tokens of the text, K tokens kept, C classes.
 """

@@ -1,4 +1,4 @@
-"""What is timed: batches of real texts."""
+"""The workload that is timed: batches of real texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and labels, from whatever a user holds them in, checked before any slow work starts.
+"""Reads texts and labels from files, lists and data sets, and checks them before any slow work starts.
 
 Shapes: N is the number of examples.
 """

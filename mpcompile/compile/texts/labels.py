@@ -15,7 +15,7 @@ from mpcompile.contract.task import SEPARATOR, Task
 from mpcompile.errors import DataError
 
 _LEAST_TEXTS = 16
-"""From so many labels on it is no accident when all are alike."""
+"""From this many labels on, all being alike is taken for a mistake."""
 
 
 def read_labels(examples: Examples, task: Task, id2label: Mapping[int, str], name: str) -> np.ndarray | None:
