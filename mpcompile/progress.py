@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class Stage(Protocol):
-    """What a running stage is told."""
+    """A running stage, which is told its progress."""
 
     def __call__(self, share: float) -> None:
         """Sets the share of the stage that is done, [0, 1]."""

@@ -173,7 +173,7 @@ def find_hidden_after(gm: GraphModule, exit_layer: int) -> tuple[Node, Node]:
 
 
 def find_mask_after(gm: GraphModule, layer: EncoderLayer) -> Node:
-    """The mask in force behind a layer: the one its prune hands on, else the one its attention reads."""
+    """The mask in force after a layer: the one its prune hands on, else the one its attention reads."""
     prune = next((node for node in layer.nodes if node.target in PRUNES), None)
     if prune is None:
         return _mask_of(layer)
@@ -191,7 +191,7 @@ def _mask_of(layer: EncoderLayer) -> Node:
 
 
 def find_positions_after(gm: GraphModule, exit_layer: int) -> Node | None:
-    """Token positions (B, S) in force at an off-ramp, None where no layer behind it reads any."""
+    """Token positions (B, S) in force at an off-ramp, None where no layer after it reads any."""
     if not any(node.target in POSITIONAL for node in gm.graph.nodes):
         return None
     behind = find_layers(gm)[exit_layer:]

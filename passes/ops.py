@@ -63,7 +63,7 @@ def look_up_positions(token_positions: Tensor, table: Tensor) -> Tensor:
 
 
 def look_up_distances(token_positions: Tensor, table: Tensor) -> Tensor:
-    """Entries of a table (2N - 1,) at how far column j stands behind row i, -(N - 1) first: (B, S, S)."""
+    """Entries of a table (2N - 1,) at how far column j stands after row i, -(N - 1) first: (B, S, S)."""
     distance = token_positions[:, None, :] - token_positions[:, :, None]
     return table[distance + table.shape[0] // 2]
 

@@ -16,7 +16,7 @@ from passes.verify import verify
 class PoolTokens(Pass):
     """Makes the mean over the real tokens of the last hidden state the answer of an encoder.
 
-    The mask is the one in force behind the last layer, so that tokens dropped by any prune are left out.
+    The mask is the one in force after the last layer, so that tokens dropped by any prune are left out.
 
     Before:
         h: "f32[B, S, D]" = ...                         # output of the encoder

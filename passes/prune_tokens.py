@@ -28,7 +28,7 @@ class PruneTokens(Pass):
             = prune_tokens(h, mask, query, key, value, num_kept_3, slots_3)
         ...                                                      # later nodes use h', mask' and K
 
-    Where the layer reads token positions, those behind the prune are the kept tokens' own:
+    Where the layer reads token positions, those after the prune are the kept tokens' own:
         token_positions': "i64[B, K]" = keep_positions(token_positions, kept_index)
     Where a separator is known, `separated` is set: no prune drops one.
 
@@ -95,7 +95,7 @@ class PruneTokens(Pass):
 
 
 def insert_input(gm: GraphModule, name: str) -> Node:
-    """Gives a graph one more input, behind the others."""
+    """Gives a graph one more input, after the others."""
     last_input = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
     with gm.graph.inserting_after(last_input):
         return gm.graph.placeholder(name)
@@ -124,7 +124,7 @@ def _nodes_after(gm: GraphModule, node: Node) -> list[Node]:
 
 
 def _resize(gm: GraphModule, layer: EncoderLayer, hidden: Node, later: set[Node]) -> None:
-    """Nodes of the layer behind the prune that read the layer's length read the pruned one."""
+    """Nodes of the layer after the prune that read the layer's length read the pruned one."""
     for size in [user for user in layer.input.users if user.target is SIZE]:
         users = [user for user in size.users if user in later]
         if users:

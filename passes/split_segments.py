@@ -14,7 +14,7 @@ from passes.pass_base import PassError
 
 
 def split_segments(gm: GraphModule) -> list[GraphModule]:
-    """Splits a canonical graph behind each exit that is not its end.
+    """Splits a canonical graph after each exit that is not its end.
 
     Before:
         h4, mask4 = ...; logits_4, entropy_4 = exits.4(h4, mask4)
@@ -66,7 +66,7 @@ def _return_num_kept(outputs: dict[str, Node], exit_layers: list[int], ends: lis
 
 
 def _crossing(gm: GraphModule, exit_layer: int, call: Node) -> dict[str, Node]:
-    """What crosses a cut behind an exit, by name."""
+    """The values that cross a cut after an exit, by name."""
     hidden, mask = call.all_input_nodes
     token_positions = find_positions_after(gm, exit_layer)
     named = {} if token_positions is None else {"token_positions": token_positions}

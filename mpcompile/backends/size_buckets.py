@@ -72,5 +72,5 @@ def pad_inputs_maybe(
 
 
 def _extend(value: np.ndarray, num_rows: int) -> np.ndarray:
-    """With copies of its first row behind it."""
+    """An array with copies of its first row appended."""
     return np.concatenate([value, np.repeat(value[:1], num_rows - len(value), axis=0)])

@@ -1,4 +1,4 @@
-"""What an artifact holds, and what this machine can run. Imports no torch."""
+"""Describes what an artifact holds, and what this machine can run. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `optimize` does, stage by stage."""
+"""The stages of `optimize`."""

@@ -46,14 +46,14 @@ from mpcompile.store.results import Store
 
 SEGMENTS = "segments"
 PRECISIONS = NATIVE[::-1]
-"""What a bundle may be in, the fastest first; int8 is quantised for the CPU."""
+"""Precisions of bundles, the fastest first; int8 is quantised for the CPU."""
 _CHECKED_BATCH = 4
 """Examples in the largest batch that an ONNX segment is checked at: the CPU is slow with many long texts."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a bundle is built to.
+    """The recipe that a bundle is built to.
 
     Attributes:
         device: that it is for, see `mpcompile plan --devices`.
@@ -69,7 +69,7 @@ class Recipe:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Recipe:
-        """What `to_json` described."""
+        """The recipe that `to_json` described."""
         profiles = [read_profile(profile) for profile in values["profiles"]]
         return Recipe(values["device"], tuple(profile for profile in profiles if profile is not None))
 
@@ -139,7 +139,7 @@ def build_bundle(
 ) -> tuple[EngineFacts, ...]:
     """Builds the engines of a bundle for the GPU that is here, or ahead of time for others. Needs no torch.
 
-    Engines are found again by their content: a killed build goes on behind the last one that it finished.
+    Engines are found again by their content: a killed build goes on after the last engine that it finished.
 
     Args:
         directory: a bundle; gets its engines, all or none.
@@ -198,7 +198,7 @@ def onnx_path(directory: Path, index: int) -> Path:
 
 
 def describe_engines(facts: Sequence[EngineFacts]) -> str:
-    """What was built, for people."""
+    """Describes the engines that were built, one line each."""
     lines = []
     for index, engine in enumerate(facts):
         parts = [f"engine {index}: {engine.plan_bytes / 2**20:.1f} MiB, built in {engine.build_s:.1f} s"]

@@ -26,7 +26,7 @@ from passes import ExitHead
 
 @dataclass(frozen=True)
 class Sources:
-    """What segments are made from. Needs torch and transformers.
+    """The sources of segments: the captured original and its exit heads. Needs torch and transformers.
 
     Attributes:
         captured: the original as a graph, with the weights that it was fine-tuned to.

@@ -76,7 +76,7 @@ class Settings:
             _check_number("train_minutes", self.train_minutes, 0.01, 1e5, "or None for no limit")
 
     def _check_threshold(self) -> None:
-        """What pruning by a threshold has no part for yet."""
+        """Refuses options that pruning by a threshold does not support yet."""
         for name, value, is_allowed, instead in (
             ("precision", self.precision, self.precision != "int8", "'auto', 'f32' or 'bf16'"),
             ("trials", self.trials, self.trials == 0, "0: the search tries keep ratios"),

@@ -1,4 +1,4 @@
-"""What a backend is: it turns segments into engines. Imports no torch."""
+"""The protocol of backends, which turn segments into engines. Imports no torch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Backend(Protocol):
     needs_graph: bool
 
     def fingerprint(self) -> dict[str, str]:
-        """What makes a built engine stale when it changes."""
+        """Names and versions that make a built engine stale when they change."""
         ...
 
     def precisions(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ int64, the survivors, and `positions` (L,) int64, 0..L-1 for the longest of them
 that prunes: `num_kept_N` (R,) int64 and `slots_N` (K,) int64, 0..K-1 for the largest of them.
 Where layer N prunes by a threshold: `token_threshold_N` (1,) fp32 instead of these two.
 Outputs: `hidden`, `mask`, `logits` (R, C) and `entropy` (R,); the last segment gives `logits` alone.
-For each layer N that prunes by a threshold: `kept_N` (R,) int64, tokens that each example has left behind it.
+For each layer N that prunes by a threshold: `kept_N` (R,) int64, tokens that each example has left after it.
 Where layers tell by position how far apart tokens are (MPNet, ModernBERT, DeBERTa), `token_positions`
 (B, S) int64 goes along with `mask`: where each token stood in the text, whatever was dropped since.
 """

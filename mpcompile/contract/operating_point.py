@@ -105,7 +105,7 @@ def count_kept(keep_ratio: float, length: np.ndarray | np.float64) -> np.ndarray
 
 
 def count_left(point: OperatingPoint, first: int, last: int, length: np.ndarray) -> np.ndarray:
-    """Tokens left of `length` tokens behind layers `first` to `last` (exclusive)."""
+    """Tokens left of `length` tokens after layers `first` to `last` (exclusive)."""
     for layer in range(first, last):
         if layer in point.prune_layers:
             length = count_kept(point.keep_ratio_at(layer), length)

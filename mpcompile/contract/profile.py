@@ -28,5 +28,5 @@ class OptimizationProfile:
 
 
 def default_profile(max_length: int) -> OptimizationProfile:
-    """What engines are built for when the workload is not known: single requests and small batches."""
+    """The profile to build for when the workload is not known: single requests and small batches."""
     return OptimizationProfile(Range(1, 8, 128), Range(2, min(128, max_length), max_length))

@@ -1,4 +1,4 @@
-"""What a segment is: a piece of graph that becomes one engine. Imports no torch."""
+"""Segments: pieces of graph that become one engine each. Imports no torch."""
 
 from __future__ import annotations
 

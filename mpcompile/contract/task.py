@@ -25,7 +25,7 @@ LEAST_COSINE = 0.98
 
 @dataclass(frozen=True)
 class Task:
-    """What the outputs of a model mean.
+    """The task of a model: what its outputs mean.
 
     Search, certificate and report all compare answers by `differs`, a 0/1 loss per text.
 
@@ -53,7 +53,7 @@ class Task:
         return self.has_classes
 
     def answers(self, logits: np.ndarray) -> np.ndarray:
-        """What logits (N, C) mean.
+        """Answers from logits (N, C).
 
         Returns:
             Class ids (N,); whether each label holds, (N, C) bool (its probability is over 0.5); scores (N,), or (N, C)
@@ -152,7 +152,7 @@ class Task:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Task:
-        """What `to_json` described.
+        """The task that `to_json` described.
 
         Raises:
             ValueError: when its kind is not known.

@@ -31,7 +31,7 @@ _WHOLE = ("num_sms", "memory_bytes", "l2_bytes")
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do, as declared.
+    """A device, as declared.
 
     Attributes:
         name: how the device is asked for.
@@ -82,7 +82,7 @@ class Device:
 
 
 class Limit(NamedTuple):
-    """What a number may be, why, and what to do when it is not."""
+    """The range that a number may be in, why, and how to fix one that is not."""
 
     low: float
     high: float

@@ -24,7 +24,7 @@ class SegmentTime:
         first, exit_layer: layers that it runs.
         survival: share of the examples that enter it.
         tokens: of an example that enters, on average.
-        tokens_left: of it when it leaves the segment.
+        tokens_left: of an example when it leaves the segment, on average.
         predicted_s: per batch, times the probability that anything enters.
     """
 

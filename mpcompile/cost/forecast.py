@@ -22,7 +22,7 @@ _KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float}
 
 @dataclass(frozen=True)
 class Memory:
-    """What an engine chain occupies on a device, in bytes.
+    """The memory that an engine chain occupies on a device, in bytes.
 
     Attributes:
         weights: all parameters in the precision of the plan.
@@ -44,7 +44,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a model needs to reach a target on a device. All times are predicted, per batch.
+    """A forecast of what a model needs to reach a target on a device. All times are predicted, per batch.
 
     Attributes:
         model: what was planned for.

@@ -76,7 +76,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What a backend makes one kernel of.
+    """The rules by which a backend fuses operators into kernels.
 
     Attributes:
         fuses: whether anything is fused at all.
@@ -155,7 +155,7 @@ def fuse(
 
 
 def kind_of(operator: Operator) -> str:
-    """What an operator is limited by; see `Group`."""
+    """The kind of an operator; see `Group`."""
     name = operator.name
     if "attention" in name:
         return "attention"

@@ -114,7 +114,7 @@ class CostModel:
             seq_len: tokens of each example, (N,).
             point: exits and keep ratios.
             exit_layer: where each example leaves, (N,).
-            num_kept: by layer that prunes, tokens that each example has left behind it, (N,), where they were
+            num_kept: by layer that prunes, tokens that each example has left after it, (N,), where they were
                 counted; otherwise they follow from the keep ratios.
         """
         one, length = np.float64(1), np.asarray(seq_len, np.float64)

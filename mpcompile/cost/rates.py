@@ -1,4 +1,4 @@
-"""What a device does per second in one precision, through one backend. SI units.
+"""Rates: what a device does per second in one precision, through one backend. SI units.
 
 Declared numbers are what a datasheet promises times the share of it that kernels get; measured ones
 (`calibration`) replace them.

@@ -36,7 +36,7 @@ Size = np.ndarray | np.float64
 
 @dataclass(frozen=True)
 class Work:
-    """What the groups of a region do, one row a group, numbers or arrays of the shape asked.
+    """The work of a region's groups, one row a group, in numbers or arrays of the shape asked.
 
     Attributes:
         kinds: of the groups; see `Group`.
@@ -129,7 +129,7 @@ class GraphWork:
         embeddings: what comes before the first layer.
         attention: by layer, up to where it may prune.
         prune: by layer, what a prune there costs.
-        feed_forward: by layer, behind it.
+        feed_forward: by layer, what follows the prune.
         exits: by layers run, what an off-ramp there costs.
         classifier: what comes after the last layer.
     """
@@ -153,7 +153,7 @@ class GraphWork:
         """What a segment runs: embeddings or entry, layers `first` to `exit_layer`, the head or classifier there.
 
         Args:
-            is_first: whether it starts from ids; behind an exit at layer 0 another segment starts at that layer, too.
+            is_first: whether it starts from ids; after an exit at layer 0 another segment starts at that layer, too.
             seq_len: tokens that enter.
             point: for what it prunes.
         """

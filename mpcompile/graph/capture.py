@@ -159,7 +159,7 @@ def _input_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _max_length(model: PreTrainedModel) -> int:
-    """Tokens that fit the position table; RoBERTa's starts behind its padding id."""
+    """Tokens that fit the position table; RoBERTa's starts after its padding id."""
     size = getattr(model.config, "max_position_embeddings", None)
     if size is None or size < 2:
         raise CaptureError(f"{type(model).__name__}: no table of position embeddings; {LOOKED_FOR}")

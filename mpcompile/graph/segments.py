@@ -91,7 +91,7 @@ def _run(
 ) -> GraphModule:
     rewritten = GraphModule(graph_module, copy.deepcopy(graph_module.graph))
     # NOTE: prunes come last: an exit reads the mask of its place, which a prune before it then replaces,
-    # and a truncated graph has no layers left to prune behind its end.
+    # and a truncated graph has no layers left to prune after its end.
     prune = PRUNES[selection]
     return run_passes(rewritten, [*passes, *(prune(layer) for layer in prune_layers)])
 

@@ -137,7 +137,7 @@ def draw_pyramid(report: Report) -> go.Figure:
 
 
 def draw_predicted(report: Report) -> go.Figure:
-    """What the cost model said of every operating point beside the clock."""
+    """Predicted time of every operating point against measured time."""
     points, chosen = report.operating_points, report.operating_points[report.chosen]
     ends = _widen([1e3 * second for point in points for second in (point.predicted_s, point.measured_s)])
     figure = go.Figure()
@@ -286,7 +286,7 @@ def _time_axis(ends: Sequence[float], title: str, log: bool = False) -> dict[str
 
 
 def _finish(figure: go.Figure, height: int, left: int, right: int = 16) -> go.Figure:
-    """What all figures share; the page sets the colours of text and grid."""
+    """The layout that all figures share; the page sets the colours of text and grid."""
     figure.update_layout(
         template="none", height=height, showlegend=False, autosize=True,
         margin={"l": left, "r": right, "t": 8, "b": 48},

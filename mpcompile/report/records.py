@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PyramidLayer:
-    """What is left of the work at one encoder layer, over the texts that the point was chosen on.
+    """The work left at one encoder layer, over the texts that the point was chosen on.
 
     Attributes:
         layer: index, from 0.
@@ -63,5 +63,5 @@ class SampleText:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleText:
-        """What `dataclasses.asdict` made of it."""
+        """The text that `dataclasses.asdict` turned into JSON values."""
         return cls(**{**values, "tokens": tuple(SampleToken(**token) for token in values["tokens"])})

@@ -1,1 +1,1 @@
-"""What is deployed: from texts to answers through a chain of engines. Imports neither torch nor transformers."""
+"""The deployed half: from texts to answers through a chain of engines. Imports neither torch nor transformers."""

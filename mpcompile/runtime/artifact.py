@@ -85,7 +85,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Manifest:
-        """What `to_json` described."""
+        """The manifest that `to_json` described."""
         signature = dict(values["signature"])
         signature["id2label"] = {int(i): name for i, name in signature["id2label"].items()}
         signature["input_names"] = tuple(signature["input_names"])

@@ -1,4 +1,4 @@
-"""Which examples of a batch run together. Imports no torch."""
+"""Decides which examples of a batch run together. Imports no torch."""
 
 from __future__ import annotations
 

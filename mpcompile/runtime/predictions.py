@@ -31,7 +31,7 @@ class Prediction(Fields):
 
     Attributes:
         label: class name.
-        score: its probability.
+        score: the probability of the class.
         exit_layer: encoder layers run.
     """
 
@@ -74,7 +74,7 @@ Predictions = list[Prediction] | list[MultiLabelPrediction] | list[ScorePredicti
 def read_predictions(
     task: Task, id2label: Mapping[int, str], logits: np.ndarray, exit_layer: np.ndarray
 ) -> Predictions:
-    """What logits (N, C) of a task that is no embedding say, in the order given."""
+    """Predictions from logits (N, C), in the order given; the task is no embedding."""
     layers = [int(layer) for layer in exit_layer]
     if task.kind == "regression":
         rows = task.answers(logits).tolist()

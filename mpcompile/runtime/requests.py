@@ -14,7 +14,7 @@ from mpcompile.errors import InputError
 
 @dataclass(frozen=True)
 class ModelSignature:
-    """What requests must fit.
+    """The signature of a model: what requests must fit.
 
     Attributes:
         input_names: what segment 0 reads.

@@ -49,7 +49,7 @@ class TuningWorkload:
         return digest_arrays(named)
 
     def describe(self) -> dict[str, Any]:
-        """What a report says of a workload."""
+        """The description of the workload for the report."""
         lengths = np.concatenate([batch["attention_mask"].sum(1) for batch in self.batches])
         return {
             "batch_size": len(self.batches[0]["input_ids"]),

@@ -27,7 +27,7 @@ Batches = tuple[dict[str, np.ndarray], ...]
 
 @dataclass(frozen=True)
 class Job:
-    """What a measuring process is told when it starts; picklable.
+    """The job of a measuring process, given when it starts; picklable.
 
     Attributes:
         directory: the artifact.

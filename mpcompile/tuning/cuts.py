@@ -14,7 +14,7 @@ class Cuts:
     """Exits and prunes that engines are built with.
 
     Attributes:
-        exit_layers: where segments end, ascending; behind the last nothing is built.
+        exit_layers: where segments end, ascending; nothing is built after the last.
         prune_layers: layers that prune, ascending.
     """
 

@@ -32,7 +32,7 @@ class MeasureFailed(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a measuring process answers.
+    """The reply of a measuring process.
 
     Attributes:
         value: of the call, None when it failed.

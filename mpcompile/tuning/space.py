@@ -15,15 +15,15 @@ from mpcompile.tuning.variant import CUTS, PROFILES, SPLIT_SCALES, Variant
 
 @dataclass(frozen=True)
 class Machine:
-    """What variants run on.
+    """The machine that variants run on.
 
     Attributes:
         backend: name of the backend.
-        fingerprint: of that backend there.
-        precisions: that it runs natively.
+        fingerprint: of that backend on the machine.
+        precisions: that the machine runs natively.
         num_threads: CPU threads of an engine when nothing else is said.
         num_cores: CPUs that the process may use.
-        version: of mpcompile there.
+        version: of mpcompile on the machine.
     """
 
     backend: str
@@ -36,7 +36,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched.
+    """The space that is searched.
 
     Attributes:
         start: the variant that the artifact is.
@@ -51,7 +51,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be returned.
+    """Limits on what may be returned.
 
     Attributes:
         points: indices of the operating points that are allowed.

@@ -1,4 +1,4 @@
-"""When a candidate has been measured enough."""
+"""Decides when a candidate has been measured enough."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class OpenTrial:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the candidates.
+    """Numbers of candidates, by what became of them.
 
     Attributes:
         measured: measured to the end.
@@ -103,7 +103,7 @@ class TuningStudy:
             self._requeue([trial for trial in self._trials((TrialState.RUNNING,)) if is_given_up(trial)])
 
     def ask(self) -> OpenTrial | None:
-        """The next candidate, None when all are settled or under way; what was left behind comes first."""
+        """The next candidate, None when all are settled or under way; what a killed process left comes first."""
         with self._lock, using_storage(self.url):
             is_repeated = False
             while remaining := self._remaining():
@@ -185,7 +185,7 @@ class TuningStudy:
         return [variant for ratio, variant in ordered if ratio < 1.0][:count]
 
     def count(self) -> Counts:
-        """What became of the candidates so far."""
+        """Counts the candidates so far, by what became of them."""
         trials = self._trials()
         same = [trial for trial in trials if trial.state in _DONE and "same_as" in trial.user_attrs]
         failed = [trial for trial in trials if "reason" in trial.user_attrs]

@@ -16,7 +16,7 @@ from mpcompile.tuning.variant import Variant
 
 @dataclass
 class Budget:
-    """When to start no further candidate.
+    """The budget of a search: when to start no further candidate.
 
     Attributes:
         seconds: from the start of the search.
@@ -48,7 +48,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a candidate has to meet.
+    """The rules that a candidate has to meet.
 
     Attributes:
         start: what it is measured against.

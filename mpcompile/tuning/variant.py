@@ -39,7 +39,7 @@ class Variant:
 
     @property
     def config(self) -> BuildConfig:
-        """What its engines are loaded with."""
+        """The config that its engines are loaded with."""
         return BuildConfig(self.num_threads, self.num_streams)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Variant:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Variant:
-        """What `to_json` described."""
+        """The variant that `to_json` described."""
         return cls(**values)
 
     def count_changes(self, other: Variant) -> int:

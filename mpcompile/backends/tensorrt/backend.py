@@ -75,7 +75,7 @@ class TensorRtBackend:
 
 
 def fingerprint(options: BuilderOptions, device: Cuda | None = None) -> dict[str, str]:
-    """What makes engines stale: flavour and version, and the GPU that is here or the targets.
+    """The fingerprint of engines: flavour and version of TensorRT, and the GPU that is here or the targets.
 
     Raises:
         BackendError: when TensorRT is missing, or no target is given and there is no GPU.

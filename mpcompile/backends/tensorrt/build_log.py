@@ -15,7 +15,7 @@ _FUSED = "mha"
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What is known about an engine that was built.
+    """Facts about an engine that was built.
 
     Attributes:
         kernels: names in the order they run; empty where the builder does not print them (standard TensorRT, whose

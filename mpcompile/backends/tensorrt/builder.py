@@ -18,7 +18,7 @@ from mpcompile.backends.tensorrt.profiles import Shapes
 from mpcompile.errors import BackendError
 
 RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
-"""What TensorRT-RTX 1.7 builds for ahead of time."""
+"""GPUs that TensorRT-RTX 1.7 builds for ahead of time."""
 BUILD_LIMIT_S = 1800.0
 """Seconds after which a build counts as hung."""
 _MODEL, _JOB, _PLAN, _CACHE, _FACTS = "model.onnx", "job.json", "engine.plan", "timing.cache", "facts.json"
@@ -26,7 +26,7 @@ _MODEL, _JOB, _PLAN, _CACHE, _FACTS = "model.onnx", "job.json", "engine.plan", "
 
 @dataclass(frozen=True)
 class BuilderOptions:
-    """How engines are built.
+    """Options of building engines.
 
     Attributes:
         targets: of TensorRT-RTX, any of `RTX_TARGETS`; () for the GPU that is here.

@@ -17,7 +17,7 @@ class Buffer(Protocol):
 
 
 class Device(Protocol):
-    """What an engine needs of a device; `Cuda` has it."""
+    """The operations that an engine needs of a device; `Cuda` implements them."""
 
     @property
     def stream(self) -> int: ...

@@ -24,7 +24,7 @@ _NEEDED = ("kwarg_inputs", "kwarg_input_binding_names", "output_binding_names")
 def find_reason_against(segment: Segment) -> str | None:
     """Why Torch-TensorRT should not build a segment, or None.
 
-    Its partitioner leaves a top-k of a symbolic k, and the sort behind it, in PyTorch (a dry run of 2.13): a layer that
+    Its partitioner leaves a top-k of a symbolic k, and the sort after it, in PyTorch (a dry run of 2.13): a layer that
     prunes would become engine, PyTorch, engine.
     """
     if not segment.prune_layers:

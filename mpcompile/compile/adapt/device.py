@@ -1,4 +1,4 @@
-"""Where training runs, and in which precision."""
+"""The device that training runs on, and its precision."""
 
 from __future__ import annotations
 

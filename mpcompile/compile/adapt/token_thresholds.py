@@ -36,7 +36,7 @@ STAGE = ElasticSettings(max_epochs=5)
 
 @dataclass(frozen=True)
 class ThresholdSettings:
-    """How to train; what LTP's own code takes (github.com/kssteven418/LTP), where it says.
+    """Settings of training; those of LTP's own code (github.com/kssteven418/LTP), where it says.
 
     Attributes:
         soft, hard: of the two stages.

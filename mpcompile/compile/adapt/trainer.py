@@ -35,7 +35,7 @@ EVALUATED_KEEPS = (1.0, 0.8, 0.6)
 
 @dataclass(frozen=True)
 class ElasticSettings:
-    """How to train.
+    """Settings of training.
 
     The defaults are those that training was tried with; they were not compared with others.
 
@@ -48,7 +48,7 @@ class ElasticSettings:
         weight_decay: of matrices.
         warmup_share: of the run, in which learning rates rise from 0; after it they fall to 0, both linearly.
         unpruned_share: of the steps, which keep every token.
-        min_kept: lowest share of tokens left behind the last pruning layer.
+        min_kept: lowest share of tokens left after the last pruning layer.
         exit_weight_power: an exit after n layers has the weight (n + 1) to this power in the loss; 0 weighs all alike.
         steps_per_evaluation: steps between two looks at the validation texts.
         patience: evaluations without improvement after which training stops.

@@ -35,7 +35,7 @@ WINDOW = 6.5
 
 @dataclass(frozen=True)
 class Counts:
-    """How a point compares with the original.
+    """Counts of texts on which a point and the original differ.
 
     Attributes:
         texts: number of texts.

@@ -1,4 +1,4 @@
-"""Which of several points lose at most `max_drop`, all at once: Learn-then-Test."""
+"""Finds the points that lose at most `max_drop`, all at once: Learn-then-Test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Certificate:
         confidence: probability that every point that passed drops by at most `max_drop`.
         texts: number of held-out texts.
         tested: how each point that was run compares with the original, in the order of the sequence.
-        p_values: of each.
+        p_values: of each tested point.
     """
 
     max_drop: float
@@ -36,7 +36,7 @@ class Certificate:
         return sum(p <= 1.0 - self.confidence for p in self.p_values)
 
     def describe_failure(self, held_out_share: float = 1.0) -> str:
-        """What became of the first point that failed, and how many more texts would let it pass.
+        """Why the first point failed, and how many more texts would let it pass.
 
         Args:
             held_out_share: of the texts that are given, those that the test gets.
@@ -68,7 +68,7 @@ def find_certified(
 
     Args:
         losses_by_point: 1 where the point errs, (N,), in an order that does not depend on these texts, likeliest to
-            pass first. Taken one by one, so that what is behind the first failure is never run.
+            pass first. Taken one by one, so that points after the first failure are never run.
         original_loss: 1 where the original errs, (N,); None where it is its own measure.
         max_drop: drop that is allowed.
         confidence: of the certificate.

@@ -1,4 +1,4 @@
-"""How many texts a certificate takes."""
+"""Numbers of texts that a certificate takes."""
 
 from __future__ import annotations
 

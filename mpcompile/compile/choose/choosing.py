@@ -204,7 +204,7 @@ def choose_without_texts(context: Context, cost: CostModel, length: int) -> Chos
 def finish_choice(
     context: Context, cost: CostModel, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]
 ) -> Chosen:
-    """Keeps what the candidates use: layers behind the deepest exit, unused exits and prunes are not built."""
+    """Keeps what the candidates use: layers after the deepest exit, unused exits and prunes are not built."""
     num_layers = context.captured.num_layers
     used = sorted({layer for candidate in candidates for layer in candidate.point.exit_layers})
     prunes = sorted(

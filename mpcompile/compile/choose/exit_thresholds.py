@@ -16,7 +16,7 @@ LEVELS = 48
 
 @dataclass(frozen=True)
 class ExitTable:
-    """What happens to each text at each exit.
+    """Entropy, time and loss of each text at each exit.
 
     Attributes:
         entropy: normalised, (M, N).

@@ -58,12 +58,12 @@ class KeepSchedule:
 
 @dataclass(frozen=True)
 class Features:
-    """What one forward pass over all texts gives.
+    """The results of one forward pass over all texts.
 
     Attributes:
         logits: of the model's own classifier, (N, C).
         pooled: by exit layer, what a head there reads, (N, 2D).
-        kept: by layer that prunes by a threshold, tokens left behind it, (N,).
+        kept: by layer that prunes by a threshold, tokens left after it, (N,).
     """
 
     logits: np.ndarray
@@ -77,7 +77,7 @@ class Features:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Features:
-        """What `to_arrays` named."""
+        """The features that `to_arrays` named."""
         pooled = {int(k.removeprefix("features_")): v for k, v in arrays.items() if k.startswith("features_")}
         kept = {int(k.removeprefix("kept_")): v for k, v in arrays.items() if k.startswith("kept_")}
         return cls(arrays["logits"], pooled, kept)

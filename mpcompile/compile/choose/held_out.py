@@ -49,7 +49,7 @@ class HeldOut:
 
     @classmethod
     def from_arrays(cls, schedule: KeepSchedule, arrays: Mapping[str, np.ndarray]) -> HeldOut:
-        """What `to_arrays` named."""
+        """The answers that `to_arrays` named."""
 
         def by_layer(prefix: str) -> dict[int, np.ndarray]:
             return {int(k.removeprefix(prefix)): v for k, v in arrays.items() if k.startswith(prefix)}

@@ -41,7 +41,7 @@ class PointSearch:
 
     All points of a front run through one chain of engines, and what one of them uses, all of them pay for: an exit
     is a call more, a prune sorts tokens also where it keeps all of them. So the chain is built for one point, the
-    best at the target, and the front is searched within its exits and prunes. What comes behind its last exit costs
+    best at the target, and the front is searched within its exits and prunes. What comes after its last exit costs
     it nothing: the rest of the model stays, for the slow end of the front.
 
     Args:
@@ -79,7 +79,7 @@ class PointSearch:
         return min(meeting, key=lambda aim: (aim.candidate.loss, aim.candidate.seconds))
 
     def search_around(self, aim: Candidate, target_gain: float) -> tuple[Candidate, ...]:
-        """The front within the exits and prunes of one point, and of what comes behind its last exit."""
+        """The front within the exits and prunes of one point, and of what comes after its last exit."""
         last = max(self._held_out[0].entropy)
         exits = tuple(sorted({*aim.point.exit_layers, last}))
         prunes = KeepSchedule(aim.point.prune_layers, aim.point.keep_ratios).pruned_layers()

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InPrecision:
-    """What optimizing in one precision comes to, before engines are built.
+    """The result of optimizing in one precision, before engines are built.
 
     Attributes:
         context: with that precision, and the fine-tuned model where there is one.
@@ -47,7 +47,7 @@ class InPrecision:
 
 @dataclass(frozen=True)
 class Expected:
-    """What is expected of a candidate.
+    """Expected speedup and loss of a candidate.
 
     Attributes:
         speedup: over the original.

@@ -38,7 +38,7 @@ Answer = Callable[[KeepSchedule, str, np.ndarray], HeldOut]
 
 @dataclass(frozen=True)
 class StudySettings:
-    """How a study is run.
+    """Settings of a study.
 
     Attributes:
         trials: schedules to try beside the fixed ones, those of earlier runs and other processes included.
@@ -55,7 +55,7 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study found.
+    """The result of a study.
 
     Attributes:
         held_out: precision and answers of the schedules that hold a part of the front, without the fixed ones.

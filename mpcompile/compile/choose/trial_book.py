@@ -110,7 +110,7 @@ class TrialBook:
             )
 
     def ask(self) -> Trying:
-        """The next schedule; what a killed process left behind comes first."""
+        """The next schedule; what a killed process left comes first."""
         with using_storage(self._url):
             trial = self._study.ask(self._distributions())
             sign(trial)

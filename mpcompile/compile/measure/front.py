@@ -28,7 +28,7 @@ Calls = Sequence[Callable[[], object]]
 
 @dataclass(frozen=True)
 class Systems:
-    """What is timed, on one workload.
+    """The systems that are timed, on one workload.
 
     Attributes:
         context: the model.
@@ -62,10 +62,10 @@ class Systems:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the original is, as passed in.
+    """The speed of the original, as passed in.
 
     Attributes:
-        num_threads: that it runs fastest on.
+        num_threads: that the original runs fastest on.
         batch_s: seconds for a batch.
     """
 

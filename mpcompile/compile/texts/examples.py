@@ -63,7 +63,7 @@ class Examples:
 
 @runtime_checkable
 class _Dataset(Protocol):
-    """What is used of a ``datasets.Dataset``, so that the package need not be installed."""
+    """The part of ``datasets.Dataset`` that is used, so that the package need not be installed."""
 
     @property
     def column_names(self) -> list[str]: ...

@@ -1,4 +1,4 @@
-"""Where studies are kept: SQLite under the user's cache directory, or any Optuna storage."""
+"""Storages of studies: SQLite under the user's cache directory, or any Optuna storage."""
 
 from __future__ import annotations
 
