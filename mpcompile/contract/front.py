@@ -20,13 +20,13 @@ class MeasuredPoint:
 
     Attributes:
         point: its settings.
-        predicted_s: seconds per batch of the workload, by the cost model.
+        predicted_s: seconds per batch of the workload, predicted by the cost model.
         measured_s: seconds per batch of the workload, measured.
         speedup: time of the original over `measured_s`.
         accuracy: share of right answers on held-out texts, None without labels.
         agreement: share of held-out texts answered as the original does, None without texts.
         drop: what is traded, on held-out texts: accuracy lost, or 1 - agreement without labels; None without texts.
-        flops_ratio: flops of the original over its own.
+        flops_ratio: flops of the original over flops of the point.
         mean_exit_layer: encoder layers that a text runs, on average.
         certified: whether texts that nothing was chosen on show that it loses at most the `max_drop` asked for; None
             where none was.

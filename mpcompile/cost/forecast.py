@@ -47,20 +47,20 @@ class Forecast:
     """A forecast of what a model needs to reach a target on a device. All times are predicted, per batch.
 
     Attributes:
-        model: what was planned for.
+        model: name of the model.
         device: name of the device.
-        precision: of its engines.
+        precision: precision of the engines.
         batch_size: examples of a batch.
         mean_length: tokens of an example, on average.
-        target_speedup: asked, times the unpruned model through the same engines.
+        target_speedup: speedup that was asked for, over the unpruned model through the same engines.
         unpruned_s: time of the unpruned model as one engine.
         floor_s: time of that engine when all tokens but [CLS] are deleted before it: what pruning cannot remove.
-        reachable_speedup: of the fastest point that the planner knows.
-        speedup: of the plan.
-        point: keep ratios and exits of the plan; thresholds are chosen when heads are trained.
+        reachable_speedup: speedup of the fastest point that the planner knows.
+        speedup: speedup of `point`.
+        point: keep ratios and exits that meet the target; thresholds are chosen when heads are trained.
         exit_share: share of the examples that must leave at each off-ramp that they meet.
         segments: time of each engine.
-        memory: against the device's.
+        memory: memory that the engines need, and that the device has.
         fixed_share: share of the unpruned time that does not depend on the number of tokens.
         notes: what to know about the prediction.
     """

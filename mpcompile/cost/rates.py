@@ -33,18 +33,18 @@ class Rates:
 
     Attributes:
         name: device, backend and precision.
-        matmul_flops_per_s: of large matrix products, all units together.
-        attention_flops_per_s: of the products inside fused attention.
-        vector_flops_per_s: of everything else.
-        memory_bytes_per_s: of main memory.
-        cache_bytes_per_s: of the last-level cache.
-        cache_bytes: its size; what an engine reads again is there when it fits.
+        matmul_flops_per_s: rate of large matrix products, all units together.
+        attention_flops_per_s: rate of the products inside fused attention.
+        vector_flops_per_s: rate of all other arithmetic.
+        memory_bytes_per_s: bandwidth of main memory.
+        cache_bytes_per_s: bandwidth of the last-level cache.
+        cache_bytes: size of that cache; what an engine reads again is there if it fits.
         launch_s: fixed time of a kernel.
         engine_s: fixed time of a call of an engine.
-        sync_s: the host's look at an off-ramp's result; 0 where engines answer into host memory.
-        reshape_s: time of a kernel more when sizes differ from those of the call before: the engine plans anew.
-        product_s: fixed time of each product of a batch of them (one per example and head), where a loop calls them.
-        num_units: tiles that run at a time.
+        sync_s: time in which the host reads an off-ramp's result; 0 where engines answer into host memory.
+        reshape_s: additional time of a kernel when sizes differ from those of the call before.
+        product_s: fixed time of each product in a batch of products (one per example and head), called in a loop.
+        num_units: tiles that run at the same time.
         tiles: (rows, columns, share of the full rate) of the tiles that products run as, largest first.
         overlap: share of the shorter of arithmetic and traffic that hides behind the longer, [0, 1].
         activation_bytes: bytes of an element that moves.

@@ -39,11 +39,11 @@ class Work:
     """The work of a region's groups, one row a group, in numbers or arrays of the shape asked.
 
     Attributes:
-        kinds: of the groups; see `Group`.
-        count: how many such groups there are.
-        num_launches: kernels of one.
-        products: (count, rows, inner, columns) of its matrix product, zeros where it has none.
-        vector_flops, weight_bytes, activation_bytes: of one.
+        kinds: kinds of the groups; see `Group`.
+        count: how many of each group there are.
+        num_launches: kernels of one such group.
+        products: (count, rows, inner, columns) of a group's matrix product, zeros where it has none.
+        vector_flops, weight_bytes, activation_bytes: flops and bytes of one such group, see `Group`.
     """
 
     kinds: tuple[str, ...]

@@ -42,7 +42,7 @@ class Report:
         agreement: share of texts answered as the original does, None without texts.
         certified_drop: upper bound on the loss at `confidence`, None without texts.
         confidence: probability that the bound holds.
-        measured_on: what accuracy and agreement were measured on.
+        measured_on: texts that accuracy and agreement were measured on.
         chosen: index of the chosen point in `operating_points`.
         operating_points: the front.
         workload: batch size, number of texts and their lengths.

@@ -29,7 +29,7 @@ class PointTimes:
 
     Attributes:
         index: on the artifact's front.
-        point: for the variant's cuts and precision.
+        point: the operating point, for the variant's cuts and precision.
         measured_s: median seconds per batch.
     """
 

@@ -19,11 +19,11 @@ class Machine:
 
     Attributes:
         backend: name of the backend.
-        fingerprint: of that backend on the machine.
-        precisions: that the machine runs natively.
-        num_threads: CPU threads of an engine when nothing else is said.
+        fingerprint: fingerprint of that backend on the machine.
+        precisions: precisions that the machine runs natively.
+        num_threads: CPU threads of an engine by default.
         num_cores: CPUs that the process may use.
-        version: of mpcompile on the machine.
+        version: version of mpcompile on the machine.
     """
 
     backend: str
@@ -84,9 +84,9 @@ def build_space(
 
     Args:
         start: what the artifact is.
-        front: its operating points.
-        cuts: its exits and prunes.
-        machine: what runs it.
+        front: the artifact's operating points.
+        cuts: the artifact's exits and prunes.
+        machine: the machine that runs it.
         limits: what may be returned.
         batch_size: of the workload.
     """

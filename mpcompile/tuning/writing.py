@@ -34,8 +34,8 @@ def write_tuned(source: Path, target: Path, manifest: Manifest, report: Report, 
     Args:
         source: the artifact that tuning started from.
         target: folder to write.
-        manifest, report: of the tuned one.
-        built: its engines.
+        manifest, report: manifest and report of the tuned artifact.
+        built: engines of the tuned artifact.
 
     Raises:
         ArtifactError: when the target holds something else, or cannot be written.

@@ -44,7 +44,7 @@ def draw_keep_ratios(
 
     Args:
         num_prunes: pruning layers.
-        unpruned_share: of the steps, which keep every token.
+        unpruned_share: share of the steps that keep every token.
         min_kept: lowest share of tokens left after the last layer.
         seed: of the run.
         step: another draw for each.

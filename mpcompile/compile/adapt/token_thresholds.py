@@ -39,11 +39,11 @@ class ThresholdSettings:
     """Settings of training; those of LTP's own code (github.com/kssteven418/LTP), where it says.
 
     Attributes:
-        soft, hard: of the two stages.
-        keep_weight: what keeping everything costs in the soft stage, lambda; 0.01 to 0.2 in LTP.
-        temperature: of the soft mask; 1e-4 to 2e-3 in LTP.
-        last_threshold: that the last layer starts from; those before it start lower, in proportion to their depth.
-        threshold_learning_rate: the highest, of the thresholds; they are a hundredth of a weight.
+        soft, hard: settings of the two stages.
+        keep_weight: weight (lambda) of the share of tokens kept in the soft stage's loss; 0.01 to 0.2 in LTP.
+        temperature: temperature of the soft mask; 1e-4 to 2e-3 in LTP.
+        last_threshold: threshold that the last layer starts from; earlier layers start lower, in proportion to depth.
+        threshold_learning_rate: highest learning rate of the thresholds, which are a hundredth as large as weights.
     """
 
     soft: ElasticSettings = STAGE

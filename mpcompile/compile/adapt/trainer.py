@@ -28,7 +28,7 @@ from passes import ExitHead
 
 MAX_GRADIENT_NORM = 1.0
 THRESHOLD_PREFIX = "token_threshold_"
-"""Of the names of learned thresholds, see `mpcompile.compile.adapt.token_thresholds`."""
+"""Prefix of the names of learned thresholds, see `mpcompile.compile.adapt.token_thresholds`."""
 EVALUATED_KEEPS = (1.0, 0.8, 0.6)
 """Keep ratios, the same at every pruning layer, that an evaluation averages over."""
 
@@ -43,11 +43,11 @@ class ElasticSettings:
         max_epochs: passes over the texts.
         max_seconds: time that training may take; None for no limit. The learning rate has decayed when it is up.
         batch_size: texts of a step.
-        learning_rate: of the backbone, the highest.
-        head_learning_rate: of the exit heads.
-        weight_decay: of matrices.
-        warmup_share: of the run, in which learning rates rise from 0; after it they fall to 0, both linearly.
-        unpruned_share: of the steps, which keep every token.
+        learning_rate: highest learning rate of the backbone.
+        head_learning_rate: highest learning rate of the exit heads.
+        weight_decay: weight decay of matrices.
+        warmup_share: share of the run in which learning rates rise from 0; after it they fall to 0, both linearly.
+        unpruned_share: share of the steps that keep every token.
         min_kept: lowest share of tokens left after the last pruning layer.
         exit_weight_power: an exit after n layers has the weight (n + 1) to this power in the loss; 0 weighs all alike.
         steps_per_evaluation: steps between two looks at the validation texts.

@@ -31,9 +31,9 @@ class KeepSchedule:
     """Keep ratios of the layers that may prune.
 
     Attributes:
-        prune_layers: those layers.
-        keep_ratios: of each; of thresholds, the share that they were measured to keep.
-        token_thresholds: of each, where tokens are kept by the attention that they receive; else empty.
+        prune_layers: layers that may prune.
+        keep_ratios: share of tokens that each layer keeps; with thresholds, the share that they were measured to keep.
+        token_thresholds: threshold of each layer, where tokens are kept by the attention that they receive; else empty.
     """
 
     prune_layers: tuple[int, ...]

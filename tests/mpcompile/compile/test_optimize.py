@@ -41,7 +41,7 @@ JSON_KEYS = {
     "certified_drop",
     "operating_points",
 }
-"""What DESIGN.md promises of the report."""
+"""Keys that the JSON report promises."""
 
 
 class Job:
