@@ -31,9 +31,9 @@ from mpcompile.compile.texts.examples import Examples, Label, load_examples
 from mpcompile.compile.texts.labels import check_labels
 from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.front import Choice, MeasuredPoint, choose_point
+from mpcompile.contract.options import takes
 from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import OptimizationProfile, Range
-from mpcompile.cost.forecast import Forecast
 from mpcompile.cost.timing import Timing
 from mpcompile.errors import SettingError
 from mpcompile.graph.capture import capture, find_task
@@ -58,6 +58,7 @@ LENGTH_WITHOUT_TEXTS = 128
 """Tokens of the timed requests when no texts say otherwise: the length that public BERT latencies are given for."""
 
 
+@takes(Settings)
 def optimize(
     model: PreTrainedModel | str | Path,
     target_speedup: float,
@@ -66,27 +67,7 @@ def optimize(
     texts: Any = None,
     labels: Sequence[Label] | None = None,
     test: Any = None,
-    max_drop: float | None = None,
-    confidence: float = 0.95,
-    adapt: str = "frozen",
-    batch_size: int = 1,
-    device: str = "auto",
-    backend: str = "auto",
-    precision: str = "auto",
-    max_texts: int = 4000,
-    seed: int = 0,
-    progress: bool = True,
-    cache_dir: str | Path | None = None,
-    plan: Forecast | str | Path | None = None,
-    show_texts: bool = True,
-    trials: int = 0,
-    storage: str | Path | None = None,
-    train_epochs: int = 10,
-    train_minutes: float | None = None,
-    exits: bool = True,
-    pruning: bool = True,
-    selection: str = "top",
-    builder: str = "auto",
+    **options: Any,
 ) -> OptimizedModel:
     """Compiles a fine-tuned encoder into the same model doing less work per input.
 
@@ -107,36 +88,7 @@ def optimize(
         labels: class names or ids of `texts`, lists of them where several hold, or scores; with classes accuracy is
             measured, without them agreement.
         test: labelled texts that are read once, at the end, for the report.
-        max_drop: loss that is allowed, such as 0.005: half of the texts are then held out, and a point is only
-            returned when they show that it loses no more (`certify`).
-        confidence: with which they show it, and of the bound on the loss in the report.
-        adapt: "frozen" trains exit heads, "finetune" trains a copy of the model with them (slow; three fifths of
-            the texts go into it), "none" trains nothing.
-        batch_size: examples that run together in the timed workload; lengths come from the texts.
-        device: "auto", "cpu", or "cuda" for the backends that run on a GPU.
-        backend: "auto", "openvino", "eager", "inductor" or "tensorrt".
-        precision: "auto", "f32", "bf16", "f16" (on GPUs), or
-            "int8", which is calibrated on the texts and needs nncf. "auto" takes int8 into account where both are
-            there, and picks what is fastest within `max_drop`; without it, what loses least at the target.
-        max_texts: more texts than these are sampled.
-        seed: of everything random.
-        progress: whether to draw progress bars.
-        cache_dir: where slow results are kept; None is the user's cache directory.
-        plan: what `plan` returned, or a file of it: its keep ratios and exits are tried beside the usual ones.
-        show_texts: whether some of the texts are shown, token by token, in report.json and report.html, which are
-            part of the artifact; False where they are confidential.
-        trials: schedules of keep ratios that a seeded search (Optuna) tries beside the usual ones, each a pass over
-            the texts; Ctrl-C ends the search with what it has.
-        storage: where the search keeps its study, a path of a SQLite file or a URL of an Optuna storage: a killed
-            search resumes there, and many processes may share it. None keeps it in memory.
-        train_epochs: of "finetune", passes over its texts; it stops earlier where they bring nothing.
-        train_minutes: of "finetune", the time that it may take.
-        exits, pruning: False leaves one of the two out, to see what each brings.
-        selection: which tokens a layer keeps: "top", a share of each text's, those that matter most; or "threshold",
-            those that receive enough attention, as in Magic Pyramid: each text decides how many. The thresholds are
-            learned with adapt="finetune"; otherwise they are quantiles on the texts, so that as many tokens are kept
-            on average as "top" keeps. Needs texts; without int8, plan or trials.
-        builder: of TensorRT engines: "auto" and "onnx" are ours, "torch_tensorrt" needs pruning=False.
+        **options: see `Settings`.
 
     Raises:
         SettingError: when an option has a value that is not allowed.
@@ -146,15 +98,10 @@ def optimize(
         StudyError: when the study in `storage` is of another model or other texts, or out of reach.
         BackendError: when the backend is missing or cannot build an engine.
     """
-    settings = Settings(
-        target_speedup, max_drop, confidence, adapt, batch_size, device, backend, precision, max_texts, seed, progress,
-        Path(cache_dir) if cache_dir is not None else None,
-        Forecast.load(plan) if isinstance(plan, str | Path) else plan,
-        show_texts, trials, str(storage) if isinstance(storage, Path) else storage,
-        train_epochs, train_minutes, exits, pruning, selection, builder,
-    )  # fmt: skip
+    settings = Settings.read("optimize", {"target_speedup": target_speedup, **options})
+    max_drop = settings.max_drop
     check_precision(settings, texts is not None)
-    if texts is None and selection == "threshold":
+    if texts is None and settings.selection == "threshold":
         raise SettingError("selection: 'threshold' needs texts to find thresholds on; pass texts=... or use 'top'")
     if texts is None and (labels is not None or max_drop is not None):
         missing = "labels" if labels is not None else f"max_drop={max_drop:g}"
@@ -166,7 +113,7 @@ def optimize(
     if examples is not None:
         has_classes = find_task(original.model).has_classes
         check_amount(settings, len(examples), examples.labels is not None and has_classes)
-    with StageProgress(progress) as bars, original.evaluating():
+    with StageProgress(settings.progress) as bars, original.evaluating():
         has_pairs = examples is not None and examples.text_pairs is not None
         context = open_context(original, settings, bars, has_pairs)
         parts = None if examples is None else _ask_about(context, split_texts(context, examples))

@@ -7,33 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binom
 
 from mpcompile.contract.operating_point import OperatingPoint, count_left
+from mpcompile.cost.forecast import SegmentTime
 from mpcompile.cost.model import CostModel
-
-
-@dataclass(frozen=True)
-class SegmentTime:
-    """One engine of a chain, on average over batches.
-
-    Attributes:
-        first, exit_layer: layers that it runs.
-        survival: share of the examples that enter it.
-        tokens: tokens of an example that enters, on average.
-        tokens_left: tokens of an example when it leaves the segment, on average.
-        predicted_s: seconds per batch, times the probability that any example enters.
-    """
-
-    first: int
-    exit_layer: int
-    survival: float
-    tokens: float
-    tokens_left: float
-    predicted_s: float
 
 
 class ExpectedTime:

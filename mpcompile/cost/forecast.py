@@ -12,7 +12,6 @@ from typing import Any
 from rich.table import Table
 
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.cost.expected import SegmentTime
 from mpcompile.errors import SettingError
 from mpcompile.report.tables import render
 
@@ -40,6 +39,26 @@ class Memory:
     def total(self) -> float:
         """Bytes that are needed."""
         return self.weights + self.activations + self.context
+
+
+@dataclass(frozen=True)
+class SegmentTime:
+    """One engine of a chain, on average over batches.
+
+    Attributes:
+        first, exit_layer: layers that it runs.
+        survival: share of the examples that enter it.
+        tokens: of an example that enters, on average.
+        tokens_left: of an example when it leaves the segment, on average.
+        predicted_s: per batch, times the probability that anything enters.
+    """
+
+    first: int
+    exit_layer: int
+    survival: float
+    tokens: float
+    tokens_left: float
+    predicted_s: float
 
 
 @dataclass(frozen=True)

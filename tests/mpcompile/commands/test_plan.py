@@ -18,8 +18,7 @@ from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.precision import fastest_float
 from mpcompile.cost import profiles
 from mpcompile.cost.calibration import Profile
-from mpcompile.cost.expected import SegmentTime
-from mpcompile.cost.forecast import Forecast, Memory
+from mpcompile.cost.forecast import Forecast, Memory, SegmentTime
 from mpcompile.errors import BackendError
 
 Captured = pytest.CaptureFixture[str]

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 import mpcompile
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.cost.expected import SegmentTime
-from mpcompile.cost.forecast import Forecast, Memory
+from mpcompile.cost.forecast import Forecast, Memory, SegmentTime
 from mpcompile.cost.work import GraphWork, estimate_work
 from mpcompile.graph.capture import CapturedModel
 
