@@ -55,7 +55,7 @@ class Settings(Options):
         MISSING,
         "measured time of the model as passed in over time of the result, on this machine and workload; 1 to 100. The "
         "point that loses least among those that reach it is taken",
-        lambda _, value: check_target(value) and None,
+        lambda _, value: check_target(value),
     )
     max_drop: float | None = option(
         None,

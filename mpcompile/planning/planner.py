@@ -10,7 +10,8 @@ import numpy as np
 
 from mpcompile.compile.choose.features import exit_candidates, keep_schedules
 from mpcompile.contract.operating_point import OperatingPoint, count_left
-from mpcompile.cost.expected import ExpectedTime, SegmentTime, total_seconds
+from mpcompile.cost.expected import ExpectedTime, total_seconds
+from mpcompile.cost.forecast import SegmentTime
 from mpcompile.cost.model import CostModel
 from mpcompile.errors import TargetUnreachable
 
