@@ -48,9 +48,9 @@ class SegmentTime:
     Attributes:
         first, exit_layer: layers that it runs.
         survival: share of the examples that enter it.
-        tokens: of an example that enters, on average.
-        tokens_left: of an example when it leaves the segment, on average.
-        predicted_s: per batch, times the probability that anything enters.
+        tokens: tokens of an example that enters, on average.
+        tokens_left: tokens of an example when it leaves the segment, on average.
+        predicted_s: seconds per batch, times the probability that any example enters.
     """
 
     first: int
