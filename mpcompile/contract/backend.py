@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import OptimizationProfile
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import SettingError
@@ -94,3 +95,23 @@ class Backend(Protocol):
     def load_streams(self, plan: bytes, segment: Segment, config: BuildConfig) -> tuple[Engine, ...]:
         """Makes a plan callable as `config.num_streams` engines that may run at the same time. Raises BackendError."""
         ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What engines are built for.
+
+    Attributes:
+        backend: builds the engines.
+        precision: of the engines.
+        config: for the backend.
+    """
+
+    backend: Backend
+    precision: str
+    config: BuildConfig = BuildConfig()
+
+    @property
+    def float_precision(self) -> str:
+        """The precision, or the fastest float of the backend where the precision is int8."""
+        return self.precision if self.precision != "int8" else fastest_float(self.backend.precisions())
