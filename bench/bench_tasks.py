@@ -40,13 +40,13 @@ from transformers.utils import logging as transformers_logging
 
 import mpcompile
 from mpcompile.compile.certify import bound_drop
-from mpcompile.compile.context import TextPart, Texts, split_texts
+from mpcompile.compile.job import open_job
 from mpcompile.compile.measure.workload import build_workload
-from mpcompile.compile.optimize import open_context
 from mpcompile.compile.original import open_original
 from mpcompile.compile.reference import ask_original
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import labels_to_ids, load_examples
+from mpcompile.compile.texts.parts import TextPart, Texts, split_texts
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.progress import StageProgress
@@ -183,9 +183,11 @@ def split_as_optimize_did(task: Task, options: argparse.Namespace) -> Texts:
     settings = Settings(1.0, cache_dir=options.cache_dir, precision="f32", **given)
     examples = load_examples(task.texts)
     with StageProgress(False) as bars:
-        context = open_context(open_original(task.model, None), settings, bars, examples.text_pairs is not None)
-        parts = split_texts(context, examples)
-        return dataclasses.replace(parts, certifying=ask_original(context, parts.certifying, "texts put aside"))
+        original = open_original(task.model, None)
+        job, model, target = open_job(settings, original, bars, examples.text_pairs is not None)
+        parts = split_texts(job, model, examples)
+        certifying = ask_original(job, model, target, parts.certifying, "texts put aside")
+        return dataclasses.replace(parts, certifying=certifying)
 
 
 def bound_loss(optimized: mpcompile.OptimizedModel, row: MeasuredPoint, part: TextPart) -> float:

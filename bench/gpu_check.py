@@ -32,7 +32,7 @@ from result_files import describe_machine, write_result
 from transformers import BertConfig, BertForSequenceClassification
 
 from mpcompile.backends import find_backend
-from mpcompile.contract.backend import Backend, BuildConfig, Engine
+from mpcompile.contract.backend import Backend, BuildConfig, Engine, Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.cost.devices import load_devices
@@ -175,7 +175,8 @@ def load_chain(
     heads = {layer: ExitHead(setup.captured.hidden_size, setup.captured.num_labels).eval() for layer in exits}
     segments, config = partition(setup.captured, heads, prunes, precision=precision), BuildConfig()
     plans = [backend.build(segment, setup.profile, config) for segment in segments]
-    return make_runtime(backend, segments, plans, config, setup.captured.num_labels, [NO_SPLIT] * len(segments))
+    target = Target(backend, precision, config)
+    return make_runtime(target, segments, plans, setup.captured.num_labels, [NO_SPLIT] * len(segments))
 
 
 def check_chain(setup: Setup, backend: str, precision: str, runtime: Runtime) -> dict[str, Any]:

@@ -31,28 +31,29 @@ from mpcompile.compile.adapt.finetune import adopt, split_validation, teach, tra
 from mpcompile.compile.adapt.losses import find_loss
 from mpcompile.compile.adapt.token_thresholds import Pyramid, ThresholdSettings, train_thresholds
 from mpcompile.compile.adapt.trainer import ElasticSettings
-from mpcompile.compile.build import build_plans
-from mpcompile.compile.choose.choosing import find_exits, measure_cost_model
-from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule, keep_schedules
+from mpcompile.compile.build import Blueprint, build_plans
+from mpcompile.compile.choose.cost import measure_cost_model
+from mpcompile.compile.choose.features import FeatureCollector
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.point_search import PointSearch
 from mpcompile.compile.choose.pricing import Pricer
-from mpcompile.compile.context import Context, TextPart, encode_examples
-from mpcompile.compile.measure.front import Systems
+from mpcompile.compile.choose.schedules import KeepSchedule, keep_schedules
+from mpcompile.compile.job import Job, Model, open_job
+from mpcompile.compile.measure.front import Baseline
 from mpcompile.compile.measure.workload import build_workload
-from mpcompile.compile.optimize import open_context
 from mpcompile.compile.original import open_original
 from mpcompile.compile.reference import ask_original, build_unpruned, unpruned_point
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import load_examples
+from mpcompile.compile.texts.parts import TextPart, encode_examples
+from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import default_profile
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.errors import DataError, MpcompileError
-from mpcompile.graph.segments import partition
+from mpcompile.graph.segments import partition, tap
 from mpcompile.progress import StageProgress
-from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.runner import make_runtime
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.store.results import digest_arrays
@@ -90,8 +91,10 @@ class Experiment:
     """What all rows share.
 
     Attributes:
-        context: of the original.
-        adapted: the same with the trained model.
+        job: settings, store and progress.
+        target: backend and precision.
+        model: the original.
+        adapted: the model that was trained.
         pyramid: what was trained.
         prune_layers: layers that prune.
         choosing: held-out texts.
@@ -99,8 +102,10 @@ class Experiment:
         unpruned: the original as one engine.
     """
 
-    context: Context
-    adapted: Context
+    job: Job
+    target: Target
+    model: Model
+    adapted: Model
     pyramid: Pyramid
     prune_layers: tuple[int, ...]
     choosing: TextPart
@@ -114,19 +119,15 @@ class Experiment:
 
     def collect(self, part: TextPart, thresholds: tuple[float, ...]) -> tuple[HeldOut, dict[int, np.ndarray]]:
         """Answers at every exit under some thresholds, and tokens that each text has left behind each layer."""
-        context = self.adapted
-        assert context.tokenizer is not None
-        exits = tuple(sorted(self.pyramid.heads))
-        collector = FeatureCollector(
-            context.captured, exits, self.prune_layers, context.backend, context.precision, context.tokenizer,
-            context.config, selection="threshold",
-        )  # fmt: skip
+        captured, exits = self.adapted.captured, tuple(sorted(self.pyramid.heads))
+        segment = tap(captured, exits, self.prune_layers, self.target.precision, "threshold")
+        collector = FeatureCollector(segment, self.target, captured.max_length, part.tokenizer)
         schedule = KeepSchedule(self.prune_layers, (1.0,) * len(self.prune_layers), thresholds)
-        with context.progress.stage(f"answers at every exit ({len(part.encoded)} texts)") as stage:
+        with self.job.progress.stage(f"answers at every exit ({len(part.encoded)} texts)") as stage:
             features = collector.collect(part.encoded, schedule, stage)
         logits = ElasticHeads(self.pyramid.heads).predict_held_out(features.pooled) if self.pyramid.heads else {}
-        logits = {**logits, context.captured.num_layers: features.logits}
-        held_out = HeldOut.from_logits(schedule.measured(features, part.lengths), logits, part.task)
+        logits = {**logits, captured.num_layers: features.logits}
+        held_out = HeldOut.from_logits(schedule.measured(features.kept, part.lengths), logits, part.task)
         return held_out, features.kept
 
 
@@ -149,12 +150,13 @@ def reproduce(options: argparse.Namespace) -> dict[str, Any]:
         1.0, precision=options.precision, backend=options.backend, seed=options.seed, cache_dir=options.cache_dir
     )
     with StageProgress(True) as bars, original.evaluating():
-        context = open_context(original, settings, bars, examples.text_pairs is not None)
+        job, model, target = open_job(settings, original, bars, examples.text_pairs is not None)
         order = np.random.default_rng(options.seed).permutation(len(examples))[: options.max_texts]
-        texts = encode_examples(context, examples.take(order), "texts")
-        experiment = prepare(context, texts, options)
+        texts = encode_examples(job.require_tokenizer("texts"), model, examples.take(order), "texts")
+        experiment = prepare(job, model, target, texts, options)
         systems = choose_systems(experiment, options.max_drop)
-        part = ask_original(context, encode_examples(context, test, "test").take(_first(test, options)), "test texts")
+        drawn = encode_examples(texts.tokenizer, model, test, "test").take(_first(test, options))
+        part = ask_original(job, model, target, drawn, "test texts")
         if not part.has_accuracy:
             raise DataError(f"{options.test}: no column 'label'; accuracy is measured on labelled texts")
         rows = measure(experiment, systems, part, options)
@@ -169,14 +171,13 @@ def reproduce(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def prepare(context: Context, texts: TextPart, options: argparse.Namespace) -> Experiment:
+def prepare(job: Job, model: Model, target: Target, texts: TextPart, options: argparse.Namespace) -> Experiment:
     """Trains the pyramid on three quarters of the texts, and readies what measures it on the rest."""
-    assert context.tokenizer is not None
     num_choosing = max(1, round(CHOOSING_SHARE * len(texts.encoded)))
-    choosing = ask_original(context, texts.take(np.arange(num_choosing)), "choosing")
-    rest = ask_original(context, texts.take(np.arange(num_choosing, len(texts.encoded))), "training")
+    choosing = ask_original(job, model, target, texts.take(np.arange(num_choosing)), "choosing")
+    rest = ask_original(job, model, target, texts.take(np.arange(num_choosing, len(texts.encoded))), "training")
     training, validation = split_validation(rest)
-    prune_layers, _ = keep_schedules(context.captured.num_layers)
+    prune_layers, _ = keep_schedules(model.num_layers)
     stage_settings = ElasticSettings(
         max_epochs=options.epochs, max_seconds=None if options.minutes is None else 30.0 * options.minutes,
         seed=options.seed,
@@ -184,23 +185,23 @@ def prepare(context: Context, texts: TextPart, options: argparse.Namespace) -> E
     settings = ThresholdSettings(
         soft=stage_settings, hard=stage_settings, keep_weight=options.keep_weight, temperature=options.temperature
     )
-    heads = train_first_heads(context, training, find_exits(context))
-    with context.progress.stage("soft and hard stage") as stage:
+    heads = train_first_heads(job, model, target, training)
+    with job.progress.stage("soft and hard stage") as stage:
         pyramid = train_thresholds(
-            context.captured, heads, prune_layers, teach(training), teach(validation), context.tokenizer, context.store,
-            settings, find_loss(context.task), stage,
+            model.captured, heads, prune_layers, teach(training), teach(validation), texts.tokenizer, job.store,
+            settings, find_loss(model.task), stage,
         )  # fmt: skip
-    unpruned = build_unpruned(context, context.precision)
-    cost = measure_cost_model(context, unpruned, int(np.median(texts.lengths)))
-    return Experiment(context, adopt(context, pyramid), pyramid, prune_layers, choosing, cost, unpruned)
+    unpruned = build_unpruned(job, model, target)
+    cost = measure_cost_model(job, model, target, unpruned, int(np.median(texts.lengths)))
+    return Experiment(job, target, model, adopt(model, pyramid), pyramid, prune_layers, choosing, cost, unpruned)
 
 
 def choose_systems(experiment: Experiment, max_drop: float) -> tuple[System, ...]:
     """The rows behind the baselines: pruning alone, exits alone, both; exits are chosen on held-out texts."""
-    whole = (experiment.context.captured.num_layers,)
+    whole = (experiment.model.captured.num_layers,)
     plain, _ = experiment.collect(experiment.choosing, (0.0,) * len(experiment.prune_layers))
     learned, _ = experiment.collect(experiment.choosing, experiment.thresholds)
-    precision = experiment.context.precision
+    precision = experiment.target.precision
     schedule = learned.schedule
     pruned = OperatingPoint(
         whole, (), schedule.prune_layers, schedule.keep_ratios, precision, schedule.token_thresholds
@@ -217,11 +218,11 @@ def choose_systems(experiment: Experiment, max_drop: float) -> tuple[System, ...
 
 def choose_exits(experiment: Experiment, held_out: HeldOut, max_drop: float) -> OperatingPoint:
     """The exits and their thresholds that are predicted to be fastest and lose at most so much; else lose least."""
-    part, context = experiment.choosing, experiment.context
+    part = experiment.choosing
     allowed = float(part.task.differs(part.original_answer, part.truth).mean()) + max_drop
     found = []
     for size in (1, 32):
-        pricer = Pricer(part.truth, part.lengths, experiment.cost, size, context.precision, part.task)
+        pricer = Pricer(part.truth, part.lengths, experiment.cost, size, experiment.target.precision, part.task)
         for gain in SEARCHED_GAINS:
             found += [(c.seconds / pricer.full_s, c) for c in PointSearch([held_out], pricer).search(gain)]
     fitting = [(share, c) for share, c in found if c.loss <= allowed]
@@ -241,32 +242,31 @@ def trim(point: OperatingPoint) -> OperatingPoint:
 
 def build(experiment: Experiment, point: OperatingPoint) -> Runtime:
     """A chain of engines for one point."""
-    context, whole = experiment.adapted, experiment.context.captured.num_layers
+    model, target, whole = experiment.adapted, experiment.target, experiment.model.num_layers
     heads = {layer: experiment.pyramid.heads[layer] for layer in point.exit_layers if layer < whole}
     last = None if point.exit_layers[-1] == whole else point.exit_layers[-1]
-    segments = partition(context.captured, heads, point.prune_layers, last, context.precision, "threshold")
+    segments = partition(model.captured, heads, point.prune_layers, last, target.precision, "threshold")
     weights = {
         f"{layer}.{name}": value.numpy() for layer, head in heads.items() for name, value in head.state_dict().items()
     }
-    digest = f"threshold {context.digest} {digest_arrays(weights)} {point.prune_layers} {last}"
-    profile = default_profile(context.captured.max_length)
-    plans = build_plans(context.backend, segments, profile, context.config, context.store, digest)
+    digest = f"threshold {model.digest} {digest_arrays(weights)} {point.prune_layers} {last}"
+    blueprint = Blueprint(segments, default_profile(model.captured.max_length), digest)
+    plans = build_plans(target, blueprint, experiment.job.store)
     length = int(np.median(experiment.choosing.lengths))
     split = experiment.cost.split_tokens(tuple(segment.exit_layer for segment in segments), length, point.prune_layers)
-    return make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, split)
+    return make_runtime(target, segments, plans, model.captured.num_labels, split)
 
 
 def measure(
     experiment: Experiment, systems: tuple[System, ...], part: TextPart, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Accuracy and flops on all test texts, time on batches of them, every system in one interleaved run."""
-    context = experiment.context
-    assert context.tokenizer is not None
-    baseline = System("unpruned engine", unpruned_point(context), experiment.unpruned)
+    point = unpruned_point(experiment.model, experiment.target.precision)
+    baseline = System("unpruned engine", point, experiment.unpruned)
     _, kept = experiment.collect(part, experiment.thresholds)
     answers = {"original": {"answer": part.original_answer, "flops_ratio": 1.0, "mean_exit_layer": None, "point": None}}
     for system in (baseline, *systems):
-        result = answer_texts(system.runtime, system.point, context.tokenizer, part.encoded)
+        result = part.answer(system.runtime, system.point)
         answers[system.name] = {
             "answer": part.task.answers(result.logits),
             "flops_ratio": count_flops_ratio(experiment, system.point, part.lengths, kept, result.exit_layer),
@@ -292,12 +292,12 @@ def count_flops_ratio(
 
     What the scores cost, queries times keys once more, is counted where a layer prunes.
     """
-    whole = experiment.context.captured.num_layers
+    whole = experiment.model.captured.num_layers
     full = experiment.cost.count_flops(lengths, OperatingPoint((whole,)), np.full(len(lengths), whole)).sum()
     flops = experiment.cost.count_flops(lengths, point, exit_layer, kept)
     before = lengths
     for layer in point.prune_layers:
-        scores = 2.0 * experiment.context.captured.hidden_size * before.astype(np.float64) ** 2
+        scores = 2.0 * experiment.model.captured.hidden_size * before.astype(np.float64) ** 2
         flops, before = flops + (exit_layer > layer) * scores, kept[layer]
     return float(full / flops.sum())
 
@@ -306,17 +306,16 @@ def time_systems(
     experiment: Experiment, systems: tuple[System, ...], part: TextPart, batch_size: int, options: argparse.Namespace
 ) -> dict[str, Timing]:
     """Seconds per batch of the original and the systems on the same batches, drawn at random."""
-    context = experiment.context
-    assert context.tokenizer is not None
+    original, names = experiment.job.original, experiment.model.captured.input_names
     rank = np.random.default_rng(options.seed).permutation(len(part.encoded))
     num_batches = max(options.batches, options.requests // batch_size)
-    workload = build_workload(context.tokenizer, part.encoded, batch_size, num_batches, rank, options.seed)
-    prepared = [context.original.prepare(batch, context.captured.input_names) for batch in workload.batches[:3]]
-    num_threads = context.original.find_threads(prepared)
-    timed = {s.name: Systems(context, workload, experiment.unpruned, s.runtime, num_threads) for s in systems}
-    calls = {"original": timed[systems[0].name].original_calls()}
-    calls |= {system.name: timed[system.name].point_calls(system.point) for system in systems}
-    with context.progress.stage(f"time, batch {batch_size}") as stage:
+    workload = build_workload(part.tokenizer, part.encoded, batch_size, num_batches, rank, options.seed)
+    num_threads = original.find_threads([original.prepare(batch, names) for batch in workload.batches[:3]])
+    whole = unpruned_point(experiment.model, experiment.target.precision)
+    baseline = Baseline(original, num_threads, experiment.unpruned, whole, workload, names)
+    calls = {"original": baseline.original_calls()}
+    calls |= {system.name: baseline.point_calls(system.runtime, system.point) for system in systems}
+    with experiment.job.progress.stage(f"time, batch {batch_size}") as stage:
         return measure_interleaved(calls, options.runs, on_run=stage)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mpcompile.compile.build import build_plans
+from mpcompile.compile.build import Blueprint, build_plans
 from mpcompile.compile.original import open_original
-from mpcompile.contract.backend import Backend, BuildConfig
+from mpcompile.contract.backend import Target
 from mpcompile.contract.profile import default_profile
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import ArtifactError
@@ -84,7 +84,7 @@ def rebuild_segments(path: Path, manifest: Manifest) -> tuple[Segment, ...]:
 
 
 def rebuild_chain(
-    path: Path, manifest: Manifest, backend: Backend, config: BuildConfig, store: Store
+    path: Path, manifest: Manifest, target: Target, store: Store
 ) -> tuple[tuple[Segment, ...], list[bytes]]:
     """The segments of an artifact with their graphs, and plans for this machine; see `runtime.load.Rebuild`.
 
@@ -95,4 +95,4 @@ def rebuild_chain(
     segments = rebuild_segments(path, manifest)
     profile = manifest.profile or default_profile(manifest.signature.max_length)
     digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    return segments, build_plans(backend, segments, profile, config, store, digest)
+    return segments, build_plans(target, Blueprint(segments, profile, digest), store)

@@ -1,4 +1,4 @@
-"""Answers of the original, from an engine that is checked against it."""
+"""Answers of the original model, computed by an engine that is checked against it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mpcompile.compile.build import build_plans
-from mpcompile.compile.context import Context, TextPart
+from mpcompile.compile.build import Blueprint, build_plans
+from mpcompile.compile.job import Job, Model
+from mpcompile.compile.texts.parts import TextPart
+from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import default_profile
 from mpcompile.graph.segments import partition
-from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.runner import make_runtime
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.runtime.tokens import batches_by_length
@@ -25,61 +26,51 @@ TOLERANCE = 1e-3
 NUM_CHECKED = 16
 
 
-def unpruned_point(context: Context) -> OperatingPoint:
+def unpruned_point(model: Model, precision: str) -> OperatingPoint:
     """The whole model, nothing pruned, no exit."""
-    return OperatingPoint((context.captured.num_layers,), precision=context.precision)
+    return OperatingPoint((model.num_layers,), precision=precision)
 
 
-def build_unpruned(context: Context, precision: str) -> Runtime:
+def build_unpruned(job: Job, model: Model, target: Target) -> Runtime:
     """The whole model as one engine: the baseline, and in fp32 the stand-in for the original."""
-    segments = partition(context.captured, {}, precision=precision)
-    profile = default_profile(context.captured.max_length)
-    plans = build_plans(
-        context.backend,
-        segments,
-        profile,
-        context.config,
-        context.store,
-        f"unpruned {context.digest}",
-        calibration=context.calibration,
-    )
+    segments = partition(model.captured, {}, precision=target.precision)
+    profile = default_profile(model.captured.max_length)
+    blueprint = Blueprint(segments, profile, f"unpruned {model.digest}", job.calibration)
+    plans = build_plans(target, blueprint, job.store)
     never = [np.inf]  # the baseline is what people run today: one call for the batch as it came
-    return make_runtime(context.backend, segments, plans, context.config, context.captured.num_labels, never)
+    return make_runtime(target, segments, plans, model.captured.num_labels, never)
 
 
-def ask_original(context: Context, part: TextPart, name: str) -> TextPart:
+def ask_original(job: Job, model: Model, target: Target, part: TextPart, name: str) -> TextPart:
     """Some texts with the logits of the original on them.
 
     An fp32 engine of the unpruned model answers, which is several times faster; it is compared with the
     original on `NUM_CHECKED` texts first, and where it differs the original itself answers all.
     """
-    key = {"kind": "original", "model": context.digest, "texts": part.digest, "backend": context.backend.fingerprint()}
-    with context.progress.stage(f"answers of the original ({name})") as stage:
-        answers = context.store.fetch(key, lambda: {"logits": _answer(context, part, stage)})
+    fingerprint = target.backend.fingerprint()
+    key = {"kind": "original", "model": model.digest, "texts": part.digest, "backend": fingerprint}
+    in_f32 = dataclasses.replace(target, precision="f32")
+    with job.progress.stage(f"answers of the original ({name})") as stage:
+        answers = job.store.fetch(key, lambda: {"logits": _answer(job, model, in_f32, part, stage)})
     return dataclasses.replace(part, original=answers["logits"])
 
 
-def _answer(context: Context, part: TextPart, stage: Callable[[float], None]) -> np.ndarray:
-    assert context.tokenizer is not None
-    runtime, point = build_unpruned(context, "f32"), unpruned_point(context)
+def _answer(job: Job, model: Model, target: Target, part: TextPart, stage: Callable[[float], None]) -> np.ndarray:
+    runtime, point = build_unpruned(job, model, target), unpruned_point(model, target.precision)
     checked = part.take(np.linspace(0, len(part.encoded) - 1, min(NUM_CHECKED, len(part.encoded))).astype(int))
-    ours = answer_texts(runtime, point, context.tokenizer, checked.encoded).logits
-    theirs = _run_original(context, checked, lambda _: None)
+    ours, theirs = checked.answer(runtime, point).logits, _run_original(job, model, checked, lambda _: None)
     difference = float(np.abs(ours - theirs).max())
     if difference <= TOLERANCE:
-        return answer_texts(runtime, point, context.tokenizer, part.encoded, on_batch=stage).logits
+        return part.answer(runtime, point, stage).logits
     logger.warning("the fp32 engine differs from the original by %.2g in a logit; the original answers", difference)
-    return _run_original(context, part, stage)
+    return _run_original(job, model, part, stage)
 
 
-def _run_original(context: Context, part: TextPart, stage: Callable[[float], None]) -> np.ndarray:
-    assert context.tokenizer is not None
-    encoded = part.encoded
-    logits = np.empty((len(encoded), context.captured.num_labels), np.float32)
+def _run_original(job: Job, model: Model, part: TextPart, stage: Callable[[float], None]) -> np.ndarray:
+    logits = np.empty((len(part.encoded), model.captured.num_labels), np.float32)
     done = 0
-    for batch in batches_by_length([len(tokens) for tokens in encoded], 16):
-        inputs = context.tokenizer.pad([encoded[i] for i in batch])
-        logits[batch] = context.original.run(context.original.prepare(inputs, context.captured.input_names))
+    for batch in batches_by_length([len(tokens) for tokens in part.encoded], 16):
+        logits[batch] = job.original.run(job.original.prepare(part.pad(batch), model.captured.input_names))
         done += len(batch)
-        stage(done / len(encoded))
+        stage(done / len(part.encoded))
     return logits

@@ -23,7 +23,7 @@ from mpcompile.contract.segment import Segment
 from mpcompile.cost.fusion import FUSIONS, Fusion, Group, Product, fuse
 from mpcompile.cost.tracing import BATCH, LENGTH, kept_symbol, trace_operators
 from mpcompile.graph.capture import CapturedModel
-from mpcompile.graph.segments import rewrite
+from mpcompile.graph.rewrite import rewrite
 from passes import ExitHead, find_exits
 from passes.encoder import find_layers
 from passes.ops import enter_segment, prune_tokens

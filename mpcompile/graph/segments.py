@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 
@@ -10,21 +9,13 @@ from torch.fx import GraphModule
 
 from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel
+from mpcompile.graph.rewrite import insert_taps, rewrite
 from passes import (
     ExitHead,
-    InsertExit,
-    PruneByThreshold,
-    PruneTokens,
-    TapFeatures,
-    TruncateAfterExit,
-    run_passes,
     split_segments,
 )
 from passes.outputs import find_outputs
-from passes.pass_base import Pass
 
-PRUNES = {"top": PruneTokens, "threshold": PruneByThreshold}
-"""Passes by what is selected."""
 _PRUNE = re.compile(r"(?:num_kept|token_threshold)_(\d+)")
 
 
@@ -63,37 +54,8 @@ def tap(
     selection: str = "top",
 ) -> Segment:
     """The whole model as one segment that also returns what heads at some exits would read."""
-    graph = _run(captured.graph_module, [TapFeatures(exit_layers)], prune_layers, selection)
+    graph = insert_taps(captured.graph_module, exit_layers, prune_layers, selection)
     return _describe(0, graph, captured.num_layers, captured.hidden_size, precision)
-
-
-def rewrite(
-    graph_module: GraphModule,
-    heads: Mapping[int, ExitHead],
-    prune_layers: tuple[int, ...],
-    last_exit: int | None = None,
-    selection: str = "top",
-) -> GraphModule:
-    """Copies a canonical graph, sharing its weights, and inserts exits and prunes.
-
-    Args:
-        selection: what a prune keeps: "top", so many tokens as the host says, or "threshold", those that receive
-            enough attention.
-    """
-    passes: list[Pass] = [InsertExit(layer, head) for layer, head in sorted(heads.items())]
-    if last_exit is not None:
-        passes.append(TruncateAfterExit(last_exit))
-    return _run(graph_module, passes, prune_layers, selection)
-
-
-def _run(
-    graph_module: GraphModule, passes: Sequence[Pass], prune_layers: tuple[int, ...], selection: str
-) -> GraphModule:
-    rewritten = GraphModule(graph_module, copy.deepcopy(graph_module.graph))
-    # NOTE: prunes come last: an exit reads the mask of its place, which a prune before it then replaces,
-    # and a truncated graph has no layers left to prune after its end.
-    prune = PRUNES[selection]
-    return run_passes(rewritten, [*passes, *(prune(layer) for layer in prune_layers)])
 
 
 def _describe(index: int, graph: GraphModule, exit_layer: int, hidden_size: int, precision: str) -> Segment:

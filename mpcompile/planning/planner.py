@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.compile.choose.features import exit_candidates, keep_schedules
+from mpcompile.compile.choose.schedules import exit_candidates, keep_schedules
 from mpcompile.contract.operating_point import OperatingPoint, count_left
 from mpcompile.cost.expected import ExpectedTime, total_seconds
 from mpcompile.cost.forecast import SegmentTime

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mpcompile.backends import find_backend
-from mpcompile.contract.backend import Backend, BuildConfig
+from mpcompile.contract.backend import Backend, BuildConfig, Target
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import ArtifactError
 from mpcompile.report.report import Report
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Chain = tuple[Sequence[Segment], Sequence[bytes]]
 """Segments and their plans."""
-Rebuild = Callable[[Path, Manifest, Backend, BuildConfig, Store], Chain]
+Rebuild = Callable[[Path, Manifest, Target, Store], Chain]
 """Makes a chain again from the weights in an artifact: segments with their graphs, and plans for this machine."""
 
 
@@ -59,18 +59,19 @@ def load_artifact(
     chain: Chain
     config, ignored = _config(manifest, backend, num_threads)
     notes.extend(ignored)
+    target = Target(backend, manifest.segments[0].precision, config)
     reason = find_stale_maybe(path, manifest, backend)
     if reason is None and not backend.needs_graph:
         chain = manifest.segments, read_plans(path, manifest)
-    elif rebuild is None or manifest.segments[0].precision == "int8":
+    elif rebuild is None or target.precision == "int8":
         chain = manifest.segments, read_plans(path, manifest)
         notes.append(_explain_stale(path, manifest, backend, reason))
     else:
-        chain = rebuild(path, manifest, backend, config, Store(cache_dir))
+        chain = rebuild(path, manifest, target, Store(cache_dir))
         notes.extend([] if reason is None else [f"engines were rebuilt: {reason}"])
     for note in notes:
         logger.warning(note)
-    runtime = make_runner(backend, *chain, config, manifest.signature.num_labels, manifest.split_tokens)
+    runtime = make_runner(target, *chain, manifest.signature.num_labels, manifest.split_tokens)
     tokenizer = Tokenizer.load(path) if manifest.has_tokenizer else None
     return OptimizedModel(runtime, manifest.signature, report.with_notes(*notes), tokenizer, path)
 

@@ -1,38 +1,30 @@
-"""Loads plans into a runtime, or into several lanes. Imports no torch."""
+"""Plans loaded into what runs them. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpcompile.contract.backend import Backend, BuildConfig
+from mpcompile.contract.backend import Target
 from mpcompile.contract.segment import Segment
 from mpcompile.runtime.lanes import Lanes
 from mpcompile.runtime.runtime import Runner, Runtime
 
 
 def make_runtime(
-    backend: Backend,
-    segments: Sequence[Segment],
-    plans: Sequence[bytes],
-    config: BuildConfig,
-    num_labels: int,
-    split_tokens: Sequence[float],
+    target: Target, segments: Sequence[Segment], plans: Sequence[bytes], num_labels: int, split_tokens: Sequence[float]
 ) -> Runtime:
-    """Loads plans into a runtime of one lane."""
-    engines = [backend.load(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
+    """Loads plans into a runtime of one lane. Raises BackendError."""
+    load, config = target.backend.load, target.config
+    engines = [load(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
     return Runtime(segments, engines, num_labels, split_tokens)
 
 
 def make_runner(
-    backend: Backend,
-    segments: Sequence[Segment],
-    plans: Sequence[bytes],
-    config: BuildConfig,
-    num_labels: int,
-    split_tokens: Sequence[float],
+    target: Target, segments: Sequence[Segment], plans: Sequence[bytes], num_labels: int, split_tokens: Sequence[float]
 ) -> Runner:
-    """Loads plans into as many lanes as the config has streams."""
-    if config.num_streams == 1:
-        return make_runtime(backend, segments, plans, config, num_labels, split_tokens)
-    streams = [backend.load_streams(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
+    """Loads plans into as many lanes as the config has streams. Raises BackendError."""
+    if target.config.num_streams == 1:
+        return make_runtime(target, segments, plans, num_labels, split_tokens)
+    load, config = target.backend.load_streams, target.config
+    streams = [load(plan, segment, config) for plan, segment in zip(plans, segments, strict=True)]
     return Lanes([Runtime(segments, engines, num_labels, split_tokens) for engines in zip(*streams, strict=True)])

@@ -14,10 +14,10 @@ import numpy as np
 
 from mpcompile.backends import find_backend
 from mpcompile.backends.openvino.quantise import find_quantiser
-from mpcompile.compile.build import build_plans
+from mpcompile.compile.build import Blueprint, build_plans
 from mpcompile.compile.rebuild import Sources, load_sources
 from mpcompile.compile.recording import CalibrationTexts
-from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import OptimizationProfile, default_profile
 from mpcompile.contract.segment import Segment
@@ -134,8 +134,8 @@ class VariantBuilder:
     def load(self, built: BuiltVariant) -> Runner:
         """Engines of a built variant. Raises BackendError."""
         num_labels = self.manifest.signature.num_labels
-        config = built.variant.config
-        return make_runner(self.backend, built.segments, built.plans, config, num_labels, built.split_tokens)
+        target = Target(self.backend, built.variant.precision, built.variant.config)
+        return make_runner(target, built.segments, built.plans, num_labels, built.split_tokens)
 
     def load_unpruned(self, batches: Sequence[dict[str, np.ndarray]]) -> Runner:
         """The whole model as one engine, in the artifact's precision: the baseline.
@@ -146,9 +146,10 @@ class VariantBuilder:
         cuts = Cuts((self.sources.captured.num_layers,), ())
         profile = self.manifest.profile or default_profile(self.manifest.signature.max_length)
         calibration = CalibrationTexts(tuple(batches[:_CALIBRATED]))
-        segments, plans = self._rebuild(self.manifest.segments[0].precision, cuts, profile, calibration)
+        precision = self.manifest.segments[0].precision
+        segments, plans = self._rebuild(precision, cuts, profile, calibration)
         num_labels = self.manifest.signature.num_labels
-        return make_runner(self.backend, segments, plans, BuildConfig(), num_labels, [SPLIT_SCALES[-1]])
+        return make_runner(Target(self.backend, precision), segments, plans, num_labels, [SPLIT_SCALES[-1]])
 
     @property
     def sources(self) -> Sources:
@@ -178,7 +179,8 @@ class VariantBuilder:
     ) -> tuple[tuple[Segment, ...], tuple[bytes, ...]]:
         segments = self._partition(cuts, precision)
         key = f"{self._digest} {cuts}"
-        plans = build_plans(self.backend, segments, profile, BuildConfig(), self.store, key, calibration=calibration)
+        blueprint = Blueprint(segments, profile, key, calibration)
+        plans = build_plans(Target(self.backend, precision), blueprint, self.store)
         return segments, tuple(plans)
 
     def _partition(self, cuts: Cuts, precision: str) -> tuple[Segment, ...]:

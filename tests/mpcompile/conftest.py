@@ -171,15 +171,15 @@ def remembered() -> Remembered:
 def capture_once(remembered: Remembered) -> Iterator[None]:
     """Captures each model once for all jobs of a module, which takes more than half of their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpcompile.compile.optimize.capture", remembered.capture)
-        patch.setattr("mpcompile.compile.choose.choosing.estimate_work", remembered.estimate_work)
+        patch.setattr("mpcompile.compile.job.capture", remembered.capture)
+        patch.setattr("mpcompile.compile.choose.cost.estimate_work", remembered.estimate_work)
         yield
 
 
 @pytest.fixture
 def capture_anew(capture_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Undoes `capture_once` for a test of what `capture` does to the model."""
-    monkeypatch.setattr("mpcompile.compile.optimize.capture", capture)
+    monkeypatch.setattr("mpcompile.compile.job.capture", capture)
 
 
 @pytest.fixture(scope="session")

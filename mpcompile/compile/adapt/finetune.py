@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +14,13 @@ from mpcompile.compile.adapt.frozen import train_exit_heads
 from mpcompile.compile.adapt.losses import find_loss
 from mpcompile.compile.adapt.token_thresholds import Pyramid, ThresholdSettings, train_thresholds
 from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts, name_weights
-from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule, keep_schedules
-from mpcompile.compile.context import Context, TextPart
+from mpcompile.compile.choose.exits import find_exits
+from mpcompile.compile.choose.features import FeatureCollector
+from mpcompile.compile.choose.schedules import KeepSchedule, keep_schedules
+from mpcompile.compile.job import Job, Model
+from mpcompile.compile.texts.parts import TextPart
+from mpcompile.contract.backend import Target
+from mpcompile.graph.segments import tap
 from mpcompile.store.results import digest_arrays
 from passes import ExitHead
 
@@ -22,33 +28,44 @@ VALIDATION_SHARE, MAX_VALIDATION = 0.1, 400
 """Of the texts for training, how many decide when to stop."""
 
 
-def finetune(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> tuple[Context, ElasticHeads | None]:
-    """Trains the model at all exits, and at many keep ratios at once or with thresholds that it learns.
+@dataclass(frozen=True)
+class Adapted:
+    """The model that is deployed.
+
+    Attributes:
+        model: a fine-tuned copy of the original, or the original itself.
+        heads: exit heads that were trained with it; None where none were.
+    """
+
+    model: Model
+    heads: ElasticHeads | None = None
+
+
+def finetune(job: Job, model: Model, target: Target, part: TextPart) -> Adapted:
+    """Trains a copy of the model at all exits, and at many keep ratios at once or with thresholds that it learns.
 
     Args:
+        job: settings, store and progress.
+        model: left as it is.
+        target: computes the features that the first heads are trained on.
         part: texts for training, with the original's answers.
-        exit_layers: off-ramps to train heads for.
-
-    Returns:
-        The context with the trained model in place of the captured one, and the trained heads, None without any.
     """
-    assert context.tokenizer is not None
-    options = context.settings
+    options = job.settings
     training, validation = split_validation(part)
     max_seconds = None if options.train_minutes is None else 60.0 * options.train_minutes
     settings = ElasticSettings(max_epochs=options.train_epochs, max_seconds=max_seconds, seed=options.seed)
-    prune_layers, _ = keep_schedules(context.captured.num_layers)
-    heads = train_first_heads(context, training, exit_layers)
-    arguments = (heads, prune_layers, teach(training), teach(validation), context.tokenizer, context.store)
-    loss = find_loss(context.task)
+    prune_layers, _ = keep_schedules(model.num_layers)
+    heads = train_first_heads(job, model, target, training)
+    arguments = (heads, prune_layers, teach(training), teach(validation), part.tokenizer, job.store)
+    loss = find_loss(model.task)
     trained: Elastic | Pyramid
-    with context.progress.stage("elastic fine-tuning") as stage:
+    with job.progress.stage("elastic fine-tuning") as stage:
         if options.selection == "threshold":
             stages = ThresholdSettings(soft=_halve(settings), hard=_halve(settings))
-            trained = train_thresholds(context.captured, *arguments, stages, loss, stage)
+            trained = train_thresholds(model.captured, *arguments, stages, loss, stage)
         else:
-            trained = train_elastic(context.captured, *arguments, settings, loss, stage)
-    return adopt(context, trained), ElasticHeads(trained.heads) if trained.heads else None
+            trained = train_elastic(model.captured, *arguments, settings, loss, stage)
+    return Adapted(adopt(model, trained), ElasticHeads(trained.heads) if trained.heads else None)
 
 
 def split_validation(part: TextPart) -> tuple[TextPart, TextPart]:
@@ -58,12 +75,12 @@ def split_validation(part: TextPart) -> tuple[TextPart, TextPart]:
     return part.take(np.arange(num_validation, count)), part.take(np.arange(num_validation))
 
 
-def adopt(context: Context, trained: Elastic | Pyramid) -> Context:
+def adopt(model: Model, trained: Elastic | Pyramid) -> Model:
     """The context with a trained model in place of the captured one."""
     weights = {name: value.detach().numpy() for name, value in name_weights(trained.captured.graph_module).items()}
-    digest = f"{context.digest} {digest_arrays(weights)}"
+    digest = f"{model.digest} {digest_arrays(weights)}"
     learned = trained.token_thresholds if isinstance(trained, Pyramid) else None
-    return dataclasses.replace(context, captured=trained.captured, digest=digest, token_thresholds=learned)
+    return dataclasses.replace(model, captured=trained.captured, digest=digest, token_thresholds=learned)
 
 
 def _halve(settings: ElasticSettings) -> ElasticSettings:
@@ -78,39 +95,39 @@ def teach(part: TextPart) -> TaughtTexts:
     return TaughtTexts(part.encoded, part.original, part.labels)
 
 
-def train_first_heads(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> dict[int, ExitHead]:
+def train_first_heads(job: Job, model: Model, target: Target, part: TextPart) -> dict[int, ExitHead]:
     """Heads to start from, from the store where they were trained before: a checkpoint is of one start only."""
+    exit_layers = find_exits(job.settings, model)
     if not exit_layers:
         return {}
     key: dict[str, object] = {
         "kind": "first exit heads",
-        "model": context.digest,
+        "model": model.digest,
         "texts": part.digest,
         "exits": exit_layers,
-        "seed": context.settings.seed,
+        "seed": job.settings.seed,
     }
-    arrays = context.store.fetch(key, lambda: _name_arrays(_compute_heads(context, part, exit_layers)))
+    arrays = job.store.fetch(key, lambda: _name_arrays(_compute_heads(job, model, target, part, exit_layers)))
     heads = {}
     for layer in exit_layers:
         head = ExitHead(
-            context.captured.hidden_size, context.captured.num_labels, multi_label=context.task.kind == "multi_label"
+            model.captured.hidden_size, model.captured.num_labels, multi_label=model.task.kind == "multi_label"
         )
         head.load_state_dict({name: torch.from_numpy(arrays[f"{layer}.{name}"]) for name in head.state_dict()})
         heads[layer] = head.eval().requires_grad_(False)
     return heads
 
 
-def _compute_heads(context: Context, part: TextPart, exit_layers: tuple[int, ...]) -> dict[int, ExitHead]:
-    assert context.tokenizer is not None
+def _compute_heads(
+    job: Job, model: Model, target: Target, part: TextPart, exit_layers: tuple[int, ...]
+) -> dict[int, ExitHead]:
     assert part.original is not None
-    plain = KeepSchedule((), ())
-    collector = FeatureCollector(
-        context.captured, exit_layers, (), context.backend, context.float_precision, context.tokenizer, context.config
-    )
-    with context.progress.stage("features for training") as stage:
-        features = collector.collect(part.encoded, plain, stage)
-    with context.progress.stage("train exit heads") as stage:
-        return train_exit_heads(features.pooled, part.original, 2, context.settings.seed, stage, context.task).heads
+    segment = tap(model.captured, exit_layers, (), target.float_precision)
+    collector = FeatureCollector(segment, target, model.captured.max_length, part.tokenizer)
+    with job.progress.stage("features for training") as stage:
+        features = collector.collect(part.encoded, KeepSchedule((), ()), stage)
+    with job.progress.stage("train exit heads") as stage:
+        return train_exit_heads(features.pooled, part.original, 2, job.settings.seed, stage, model.task).heads
 
 
 def _name_arrays(heads: Mapping[int, ExitHead]) -> dict[str, np.ndarray]:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.fx import Interpreter, Node
 
-from mpcompile.compile.choose.features import KeepSchedule
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.graph.capture import CapturedModel
-from mpcompile.graph.segments import rewrite
+from mpcompile.graph.rewrite import rewrite
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
 from passes.threshold_ops import prune_by_threshold, received_attention
 

@@ -22,7 +22,7 @@ from mpcompile.compile.adapt.elastic import DISTILLATION, assemble, check_texts,
 from mpcompile.compile.adapt.losses import Loss
 from mpcompile.compile.adapt.trainer import THRESHOLD_PREFIX, ElasticSettings, TaughtTexts, Trainer, copy_graph
 from mpcompile.graph.capture import CapturedModel
-from mpcompile.graph.segments import rewrite
+from mpcompile.graph.rewrite import rewrite
 from mpcompile.progress import Stage
 from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store

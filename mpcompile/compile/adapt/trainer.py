@@ -22,7 +22,7 @@ from mpcompile.compile.adapt.device import find_training_device, is_bf16_fast, m
 from mpcompile.compile.adapt.losses import Loss
 from mpcompile.compile.adapt.schedules import WIDTH_STEP, count_slots, draw_batches, draw_keep_ratios, round_up
 from mpcompile.graph.capture import CapturedModel
-from mpcompile.graph.segments import rewrite
+from mpcompile.graph.rewrite import rewrite
 from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 from passes import ExitHead
 

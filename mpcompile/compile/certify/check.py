@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from mpcompile.compile.certify import bound_drop
 from mpcompile.compile.certify.similarity import measure_similarity
-from mpcompile.compile.context import Context, TextPart, Texts
+from mpcompile.compile.job import Job
+from mpcompile.compile.texts.parts import TextPart, Texts
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.runtime import Runner
 
 
@@ -34,7 +34,7 @@ class Checked:
 
 
 def check_point(
-    context: Context, runtime: Runner, point: OperatingPoint, parts: Texts | None, test: TextPart | None
+    job: Job, runtime: Runner, point: OperatingPoint, parts: Texts | None, test: TextPart | None
 ) -> Checked:
     """Answers the texts put aside, for the bound, and the test texts where there are any, for the rest.
 
@@ -46,24 +46,23 @@ def check_point(
     """
     checked = Checked()
     if parts is not None:
-        checked = _compare(context, runtime, point, parts.certifying, "held-out texts")
+        checked = _compare(job, runtime, point, parts.certifying, "held-out texts")
     if test is not None:
-        on_test = _compare(context, runtime, point, test, "test texts")
+        on_test = _compare(job, runtime, point, test, "test texts")
         checked = dataclasses.replace(on_test, certified_drop=checked.certified_drop)
     return checked
 
 
-def _compare(context: Context, runtime: Runner, point: OperatingPoint, part: TextPart, name: str) -> Checked:
-    assert context.tokenizer is not None
-    with context.progress.stage(f"answers of the result ({name})") as stage:
-        result = answer_texts(runtime, point, context.tokenizer, part.encoded, on_batch=stage)
+def _compare(job: Job, runtime: Runner, point: OperatingPoint, part: TextPart, name: str) -> Checked:
+    with job.progress.stage(f"answers of the result ({name})") as stage:
+        result = part.answer(runtime, point, stage)
     task, answers = part.task, part.task.answers(result.logits)
     lost, original_lost = task.differs(answers, part.truth), task.differs(part.original_answer, part.truth)
     return Checked(
         accuracy=float(1.0 - lost.mean()) if part.has_accuracy else None,
         original_accuracy=float(1.0 - original_lost.mean()) if part.has_accuracy else None,
         agreement=float(1.0 - task.differs(answers, part.original_answer).mean()),
-        certified_drop=bound_drop(lost, original_lost if part.has_accuracy else None, context.settings.confidence),
+        certified_drop=bound_drop(lost, original_lost if part.has_accuracy else None, job.settings.confidence),
         measured_on=f"{len(part.encoded)} {name}",
         similarity=measure_similarity(task, answers, part.original_answer, part.labels),
     )

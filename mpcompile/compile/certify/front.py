@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mpcompile.compile.certify import Certificate, check_texts, find_certified
-from mpcompile.compile.context import Context, TextPart, count_held_out
+from mpcompile.compile.job import Job
 from mpcompile.compile.settings import Settings
+from mpcompile.compile.texts.parts import TextPart, count_held_out
 from mpcompile.contract.front import MeasuredPoint, describe_front
 from mpcompile.errors import TargetUnreachable
-from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.runtime import Runner
 
 
@@ -44,12 +44,12 @@ def sequence_of(front: Sequence[MeasuredPoint], chosen: int) -> tuple[int, ...]:
 
 
 def certify_front(
-    context: Context, runtime: Runner, front: tuple[MeasuredPoint, ...], chosen: int, part: TextPart
+    job: Job, runtime: Runner, front: tuple[MeasuredPoint, ...], chosen: int, part: TextPart
 ) -> tuple[MeasuredPoint, ...]:
     """Marks the points that lose at most `max_drop`, all of them at once with `confidence`.
 
     Args:
-        context: the options.
+        job: the options.
         runtime: the engines.
         front: measured points.
         chosen: the one to be returned.
@@ -58,10 +58,10 @@ def certify_front(
     Raises:
         TargetUnreachable: when the chosen point does not pass.
     """
-    settings, sequence = context.settings, sequence_of(front, chosen)
+    settings, sequence = job.settings, sequence_of(front, chosen)
     assert settings.max_drop is not None
     original_loss = part.task.differs(part.original_answer, part.truth) if part.has_accuracy else None
-    losses = _run(context, runtime, front, sequence, part)
+    losses = _run(job, runtime, front, sequence, part)
     certificate = find_certified(losses, original_loss, settings.max_drop, settings.confidence)
     passed = sequence[: certificate.num_certified]
     front = tuple(dataclasses.replace(point, certified=i in passed) for i, point in enumerate(front))
@@ -71,12 +71,11 @@ def certify_front(
 
 
 def _run(
-    context: Context, runtime: Runner, front: Sequence[MeasuredPoint], sequence: Sequence[int], part: TextPart
+    job: Job, runtime: Runner, front: Sequence[MeasuredPoint], sequence: Sequence[int], part: TextPart
 ) -> Iterator[np.ndarray]:
-    assert context.tokenizer is not None
     for number, i in enumerate(sequence):
-        with context.progress.stage(f"certify point {number + 1} of {len(sequence)}") as stage:
-            result = answer_texts(runtime, front[i].point, context.tokenizer, part.encoded, on_batch=stage)
+        with job.progress.stage(f"certify point {number + 1} of {len(sequence)}") as stage:
+            result = part.answer(runtime, front[i].point, stage)
         yield part.task.differs(part.task.answers(result.logits), part.truth)
 
 

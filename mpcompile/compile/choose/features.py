@@ -13,47 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.compile.recording import CalibrationTexts, record_inputs
-from mpcompile.contract.backend import Backend, BuildConfig, Engine
+from mpcompile.contract.backend import Engine, Target
 from mpcompile.contract.operating_point import count_kept
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.contract.segment import Segment
-from mpcompile.graph.capture import CapturedModel
-from mpcompile.graph.segments import tap
 from mpcompile.progress import Stage
 from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
 BATCH_SIZE = 32
-
-
-@dataclass(frozen=True)
-class KeepSchedule:
-    """Keep ratios of the layers that may prune.
-
-    Attributes:
-        prune_layers: layers that may prune.
-        keep_ratios: share of tokens that each layer keeps; with thresholds, the share that they were measured to keep.
-        token_thresholds: threshold of each layer, where tokens are kept by the attention that they receive; else empty.
-    """
-
-    prune_layers: tuple[int, ...]
-    keep_ratios: tuple[float, ...]
-    token_thresholds: tuple[float, ...] = ()
-
-    def pruned_layers(self) -> tuple[int, ...]:
-        """Layers that do not keep everything."""
-        rows = zip(self.prune_layers, self.keep_ratios, strict=True)
-        return tuple(layer for layer, ratio in rows if ratio < 1.0)
-
-    def measured(self, features: Features, lengths: np.ndarray) -> KeepSchedule:
-        """This schedule with the keep ratios that its thresholds came to on texts of some lengths (N,)."""
-        if not self.token_thresholds:
-            return self
-        before, ratios = lengths, []
-        for layer in self.prune_layers:
-            ratios.append(float(features.kept[layer].sum() / before.sum()))
-            before = features.kept[layer]
-        return dataclasses.replace(self, keep_ratios=tuple(ratios))
 
 
 @dataclass(frozen=True)
@@ -87,37 +56,28 @@ class FeatureCollector:
     """One engine of the whole model that returns features at every off-ramp.
 
     Args:
-        captured: the model.
-        exit_layers: off-ramps to tap.
-        prune_layers: layers that may prune.
-        backend: builds the engine, so that features come from the numerics that are deployed.
-        precision: of the engine.
+        segment: the model with taps, see `graph.segments.tap`.
+        target: builds the engine, so that features come from the numerics that are deployed.
+        max_length: tokens that the model reads.
         tokenizer: pads the texts.
-        config: for the backend.
         calibration: texts, for an engine in int8.
-        selection: what prunes keep, see `partition.rewrite`.
     """
 
     def __init__(
         self,
-        captured: CapturedModel,
-        exit_layers: Sequence[int],
-        prune_layers: tuple[int, ...],
-        backend: Backend,
-        precision: str,
+        segment: Segment,
+        target: Target,
+        max_length: int,
         tokenizer: Tokenizer,
-        config: BuildConfig,
         calibration: CalibrationTexts | None = None,
-        selection: str = "top",
     ) -> None:
-        self._segment: Segment = tap(captured, exit_layers, prune_layers, precision, selection)
-        size = Range(1, BATCH_SIZE, BATCH_SIZE), Range(2, 128, captured.max_length)
+        self._segment, self._tokenizer = segment, tokenizer
+        profile = OptimizationProfile(Range(1, BATCH_SIZE, BATCH_SIZE), Range(2, 128, max_length))
         samples = None
-        if precision == "int8" and calibration is not None:
-            (samples,) = record_inputs((self._segment,), (), calibration.batches)
-        plan = backend.build(self._segment, OptimizationProfile(*size), config, samples)
-        self._engine: Engine = backend.load(plan, self._segment, config)
-        self._tokenizer = tokenizer
+        if segment.precision == "int8" and calibration is not None:
+            (samples,) = record_inputs((segment,), (), calibration.batches)
+        plan = target.backend.build(segment, profile, target.config, samples)
+        self._engine: Engine = target.backend.load(plan, segment, target.config)
 
     def collect(self, encoded: Sequence[TokenIds], schedule: KeepSchedule, stage: Stage) -> Features:
         """Runs all texts with one schedule of keep ratios."""
@@ -147,21 +107,3 @@ class FeatureCollector:
             length = count_kept(ratios.get(layer, 1.0), length)
             inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = length, np.arange(int(length.max()))
         return inputs
-
-
-def keep_schedules(num_layers: int) -> tuple[tuple[int, ...], tuple[KeepSchedule, ...]]:
-    """Layers that may prune, and schedules of keep ratios to try: none, uniform, and late ones.
-
-    Up to six layers prune, evenly spread, never the first: importance is worth little there.
-    """
-    step = -(-num_layers // 6)
-    layers = tuple(range(1, num_layers, step)) or (0,)
-    uniform = [(ratio,) * len(layers) for ratio in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)]
-    late = [tuple(0.5 if layer >= num_layers // 3 else 1.0 for layer in layers)]
-    return layers, tuple(KeepSchedule(layers, ratios) for ratios in dict.fromkeys((*uniform, *late)))
-
-
-def exit_candidates(num_layers: int) -> tuple[int, ...]:
-    """Off-ramps to train heads for: every layer of the first third, then every second one."""
-    dense = max(2, num_layers // 3)
-    return tuple(layer for layer in range(num_layers) if layer <= dense or (layer - dense) % 2 == 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.compile.choose.features import KeepSchedule
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.contract.task import Task
 
 

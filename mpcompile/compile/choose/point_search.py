@@ -12,9 +12,9 @@ import numpy as np
 
 from mpcompile.compile.choose.candidates import Candidate, pareto_front, thin
 from mpcompile.compile.choose.exit_thresholds import search_thresholds
-from mpcompile.compile.choose.features import KeepSchedule
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.pricing import PRICES, Pricer
+from mpcompile.compile.choose.schedules import KeepSchedule
 
 AIM = 1.1
 """Predicted speed that is aimed at, over the target: what a prediction may be off."""

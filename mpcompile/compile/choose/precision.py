@@ -1,11 +1,10 @@
-"""Chooses a precision: searches points in each that may be taken, and keeps the better front.
+"""Chooses a precision: points are searched in each that may be taken, and the better front is kept.
 
 All points of an artifact share one precision, as they share their engines.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,34 +12,38 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.backends.openvino.quantise import find_missing_maybe, find_quantiser
-from mpcompile.compile.adapt.elastic import ElasticHeads
-from mpcompile.compile.choose.choosing import Chosen, choose_from_texts, measure_cost_model, train_heads
-from mpcompile.compile.context import Context, TextPart
-from mpcompile.compile.measure.front import Pace, measure_engine_gains
-from mpcompile.compile.recording import CalibrationTexts
-from mpcompile.compile.reference import build_unpruned
+from mpcompile.compile.adapt.finetune import Adapted
+from mpcompile.compile.choose.cost import measure_cost_model
+from mpcompile.compile.choose.heads import Heads, train_heads
+from mpcompile.compile.choose.points import Chosen, Question, choose_from_texts
+from mpcompile.compile.job import Job, Model, in_precision
+from mpcompile.compile.measure.front import GAIN_BATCHES, Baseline, Pace, measure_engine_gains
+from mpcompile.compile.measure.workload import Traffic
+from mpcompile.compile.reference import build_unpruned, unpruned_point
 from mpcompile.compile.settings import Settings
+from mpcompile.compile.texts.parts import TextPart
+from mpcompile.contract.backend import Target
 from mpcompile.contract.precision import fastest_float
 from mpcompile.cost.expected import predict_whole
 from mpcompile.errors import SettingError
-from mpcompile.runtime.runtime import Runtime
+from mpcompile.runtime.runtime import Runner
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class InPrecision:
-    """The result of optimizing in one precision, before engines are built.
+class Offer:
+    """What a precision promises, before engines are built.
 
     Attributes:
-        context: with that precision, and the fine-tuned model where there is one.
+        target: with the precision.
         unpruned: the whole original as one engine.
         engine_gain: times the speed of the original that it has.
         chains: candidates for the front, see `choose_from_texts`.
     """
 
-    context: Context
-    unpruned: Runtime
+    target: Target
+    unpruned: Runner
     engine_gain: float
     chains: tuple[Chosen, ...]
 
@@ -73,56 +76,59 @@ def check_precision(settings: Settings, has_texts: bool) -> None:
 
 
 def choose_precision(
-    context: Context, adapted: Context, trained: ElasticHeads | None, part: TextPart, length: int, pace: Pace
-) -> tuple[InPrecision, tuple[str, ...]]:
-    """Searches points in the precision of the context, and in int8 too where precision is "auto".
+    job: Job, model: Model, target: Target, adapted: Adapted, traffic: Traffic, pace: Pace
+) -> tuple[Offer, tuple[str, ...]]:
+    """Searches points in the precision of the target, and in int8 too where precision is "auto".
 
     Args:
-        context: with the precision that was asked for, or the fastest float.
-        adapted: the context with a fine-tuned model, or `context` itself.
-        trained: exit heads that were trained with it.
-        part: texts for choosing, with the original's answers.
-        length: their typical one.
+        job: settings, store and progress.
+        model: the original.
+        target: with the precision that was asked for, or the fastest float.
+        adapted: the model that is deployed, fine-tuned or the original, and heads that were trained with it.
+        traffic: draws from the texts for choosing, which have the original's answers.
         pace: of the original.
 
     Returns:
         The better one by `pick_offer`, and what is to be said about it.
     """
-    assert context.tokenizer is not None
-    calibration = CalibrationTexts.draw(context.tokenizer, part.encoded)
-    precisions, notes = list_precisions(context)
-    heads = trained if trained is not None and context.settings.exits else train_heads(adapted, part)
-    context, adapted = (dataclasses.replace(c, calibration=calibration) for c in (context, adapted))
-    unpruned = {}
+    part, settings = traffic.part, job.settings
+    assert part is not None
+    precisions, notes = list_precisions(settings, target)
+    heads: Heads | None = adapted.heads if settings.exits else None
+    heads = heads or train_heads(job, adapted.model, target, part)
+    workload = traffic.draw(min(pace.num_batches, GAIN_BATCHES))
+    baselines = {}
     for name in precisions:
-        with context.progress.stage(f"unpruned engine in {name}"):
-            unpruned[name] = build_unpruned(context, name)
-    gains = measure_engine_gains(context, unpruned, part, pace)
+        with job.progress.stage(f"unpruned engine in {name}"):
+            unpruned, point = build_unpruned(job, model, in_precision(target, name)), unpruned_point(model, name)
+        names = model.captured.input_names
+        baselines[name] = Baseline(job.original, pace.num_threads, unpruned, point, workload, names)
+    gains = measure_engine_gains(job.progress, baselines)
     offers = []
-    for (name, engine), gain in zip(unpruned.items(), gains, strict=True):
-        cost = measure_cost_model(dataclasses.replace(context, precision=name), engine, length)
-        ours = dataclasses.replace(adapted, precision=name)
-        chains = choose_from_texts(ours, cost, part, context.settings.target_speedup / gain, heads)
-        offers.append(InPrecision(ours, engine, gain, chains))
+    for name, gain in zip(precisions, gains, strict=True):
+        ours, engine = in_precision(target, name), baselines[name].unpruned
+        cost = measure_cost_model(job, model, ours, engine, traffic.length)
+        question = Question(part, cost, settings.target_speedup / gain, heads)
+        offers.append(Offer(ours, engine, gain, choose_from_texts(job, adapted.model, ours, question)))
     if len(offers) == 1:
         return offers[0], notes
-    expected = [_expect(offer, part) for offer in offers]
-    best = pick_offer(expected, context.settings.target_speedup, context.settings.max_drop)
+    expected = [_expect(offer, part, settings.batch_size) for offer in offers]
+    best = pick_offer(expected, settings.target_speedup, settings.max_drop)
     note = f"precision: {precisions[best]} was taken of {' and '.join(precisions)}, by what was predicted"
     logger.info(note)
     return offers[best], (*notes, note)
 
 
-def list_precisions(context: Context) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def list_precisions(settings: Settings, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Precisions to search points in, the float first, and what is to be said about those left out."""
-    native = context.backend.precisions()
-    if context.settings.precision != "auto" or "int8" not in native:
-        return (context.precision,), ()
-    if context.settings.selection == "threshold":
-        return (context.precision,), ("int8 was not tried: engines that prune by threshold are not quantised",)
+    native = target.backend.precisions()
+    if settings.precision != "auto" or "int8" not in native:
+        return (target.precision,), ()
+    if settings.selection == "threshold":
+        return (target.precision,), ("int8 was not tried: engines that prune by threshold are not quantised",)
     missing = find_missing_maybe()
     if missing is not None:
-        return (context.precision,), (f"int8 was not tried: {missing}",)
+        return (target.precision,), (f"int8 was not tried: {missing}",)
     return (fastest_float(native), "int8"), ()
 
 
@@ -150,10 +156,9 @@ def pick_offer(offers: Sequence[Sequence[Expected]], target_speedup: float, max_
     return max(fitting, key=lambda item: item[1].speedup)[0]
 
 
-def _expect(offer: InPrecision, part: TextPart) -> list[Expected]:
+def _expect(offer: Offer, part: TextPart, batch_size: int) -> list[Expected]:
     original_loss = float(np.mean(part.task.differs(part.original_answer, part.truth)))
-    size, cost = offer.context.settings.batch_size, offer.chains[0].cost
-    unpruned_s = predict_whole(cost, part.lengths, size) / size
+    unpruned_s = predict_whole(offer.chains[0].cost, part.lengths, batch_size) / batch_size
     return [
         Expected(offer.engine_gain * unpruned_s / candidate.seconds, candidate.loss - original_loss)
         for chosen in offer.chains

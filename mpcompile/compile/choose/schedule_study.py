@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.compile.choose.features import KeepSchedule
 from mpcompile.compile.choose.held_out import HeldOut, join_held_out
 from mpcompile.compile.choose.pricing import Pricer
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.compile.choose.trial_book import Curve, TrialBook, Tried, Trying
 from mpcompile.cost.rates import Rates
 

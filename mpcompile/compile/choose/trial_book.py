@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from mpcompile.compile.choose.features import KeepSchedule
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.store.studies.ownership import check_identity, is_given_up, sign
 from mpcompile.store.studies.storage import hide_password, open_storage, using_storage
 

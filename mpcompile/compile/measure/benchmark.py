@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from mpcompile.compile.context import Context, TextPart, encode_examples
-from mpcompile.compile.measure.front import Systems
+from mpcompile.compile.job import Job, Model, open_job
+from mpcompile.compile.measure.front import Baseline
 from mpcompile.compile.measure.workload import build_workload
-from mpcompile.compile.optimize import open_context
 from mpcompile.compile.original import open_original
 from mpcompile.compile.rebuild import rebuild_chain
 from mpcompile.compile.recording import CalibrationTexts
 from mpcompile.compile.reference import ask_original, build_unpruned, unpruned_point
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import load_examples
+from mpcompile.compile.texts.parts import TextPart, encode_examples
+from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.timing import Timing, measure_interleaved
-from mpcompile.progress import StageProgress
+from mpcompile.progress import Stage, StageProgress
 from mpcompile.report.tables import render
-from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.artifact import MODEL
 from mpcompile.runtime.load import load_artifact
 from mpcompile.runtime.model import OptimizedModel
+from mpcompile.runtime.runtime import Runner
 
 
 def benchmark_artifact(
@@ -46,29 +48,24 @@ def benchmark_artifact(
         `p90_s`, `speedup` over the original, `accuracy` and `agreement`.
     """
     optimized = load_artifact(directory, rebuild=rebuild_chain)
-    settings = Settings(
-        1.0, backend=optimized.report.machine["backend"], precision=optimized.report.machine["precision"]
-    )
+    machine = optimized.report.machine
+    settings = Settings(1.0, backend=machine["backend"], precision=machine["precision"])
     with StageProgress(progress) as bars:
-        context = open_context(open_original(Path(directory) / MODEL, None), settings, bars)
-        context = _with_tokenizer(context, optimized)
+        job, model, target = open_job(settings, open_original(Path(directory) / MODEL, None), bars)
+        job = dataclasses.replace(job, tokenizer=optimized.tokenizer)
+        model = dataclasses.replace(model, task=optimized.task)
         examples = load_examples(test, name="test")
         order = np.random.default_rng(0).permutation(len(examples))[:max_texts]
-        part = ask_original(context, encode_examples(context, examples.take(order), "test"), "test")
-        assert context.tokenizer is not None
+        part = encode_examples(job.require_tokenizer("test"), model, examples.take(order), "test")
+        part = ask_original(job, model, target, part, "test")
         # An unpruned engine in int8 is a baseline of time above all; the texts at hand will do to calibrate it.
-        context = dataclasses.replace(context, calibration=CalibrationTexts.draw(context.tokenizer, part.encoded))
-        unpruned = build_unpruned(context, context.precision)
-        answers = {
-            "original": part.original_answer,
-            "unpruned": _answers(context, unpruned, unpruned_point(context), part),
-        }
-        for i, row in enumerate(optimized.operating_points):
-            answers[f"point {i}"] = _answers(context, optimized.runtime, row.point, part)
+        job = dataclasses.replace(job, calibration=CalibrationTexts.draw(part.tokenizer, part.encoded))
+        bench = _Bench(job, model, optimized, build_unpruned(job, model, target), part)
+        answers = bench.answer()
         rows: list[dict[str, Any]] = []
         for batch_size in batch_sizes:
             with bars.stage(f"measure batch {batch_size}") as stage:
-                timings = _measure(context, optimized, unpruned, part, batch_size, runs, stage)
+                timings = bench.measure(batch_size, runs, stage)
             rows.extend(_row(name, batch_size, timings, answers, part) for name in timings)
     return rows
 
@@ -92,29 +89,40 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     return render(table, width=100)
 
 
-def _with_tokenizer(context: Context, optimized: OptimizedModel) -> Context:
-    return dataclasses.replace(context, tokenizer=optimized.tokenizer, task=optimized.task)
+@dataclass(frozen=True)
+class _Bench:
+    """The systems that are compared."""
 
+    job: Job
+    model: Model
+    optimized: OptimizedModel
+    unpruned: Runner
+    part: TextPart
 
-def _answers(context: Context, runtime: Any, point: Any, part: TextPart) -> np.ndarray:
-    assert context.tokenizer is not None
-    return part.task.answers(answer_texts(runtime, point, context.tokenizer, part.encoded).logits)
+    @property
+    def _unpruned_point(self) -> OperatingPoint:
+        return unpruned_point(self.model, self.optimized.report.machine["precision"])
 
+    def answer(self) -> dict[str, np.ndarray]:
+        """What each system answers, see `Task.answers`."""
+        part, answers = self.part, {"original": self.part.original_answer}
+        answers["unpruned"] = part.task.answers(part.answer(self.unpruned, self._unpruned_point).logits)
+        for i, row in enumerate(self.optimized.operating_points):
+            answers[f"point {i}"] = part.task.answers(part.answer(self.optimized.runtime, row.point).logits)
+        return answers
 
-def _measure(
-    context: Context, optimized: OptimizedModel, unpruned: Any, part: TextPart, batch_size: int, runs: int, stage: Any
-) -> dict[str, Timing]:
-    assert context.tokenizer is not None
-    num_batches = max(3, 96 // batch_size)
-    order = np.random.default_rng(0).permutation(len(part.encoded))
-    workload = build_workload(context.tokenizer, part.encoded, batch_size, num_batches, order, 0)
-    prepared = [context.original.prepare(batch, context.captured.input_names) for batch in workload.batches[:3]]
-    num_threads = context.original.find_threads(prepared)
-    systems = Systems(context, workload, unpruned, optimized.runtime, num_threads)
-    calls = {"original": systems.original_calls(), "unpruned": systems.unpruned_calls()}
-    for i, row in enumerate(optimized.operating_points):
-        calls[f"point {i}"] = systems.point_calls(row.point)
-    return measure_interleaved(calls, runs, on_run=stage)
+    def measure(self, batch_size: int, runs: int, stage: Stage) -> dict[str, Timing]:
+        """Times of each system on batches of the texts, interleaved."""
+        order = np.random.default_rng(0).permutation(len(self.part.encoded))
+        num_batches = max(3, 96 // batch_size)
+        workload = build_workload(self.part.tokenizer, self.part.encoded, batch_size, num_batches, order, 0)
+        original, names = self.job.original, self.model.captured.input_names
+        num_threads = original.find_threads([original.prepare(batch, names) for batch in workload.batches[:3]])
+        baseline = Baseline(original, num_threads, self.unpruned, self._unpruned_point, workload, names)
+        calls = {"original": baseline.original_calls(), "unpruned": baseline.unpruned_calls()}
+        for i, row in enumerate(self.optimized.operating_points):
+            calls[f"point {i}"] = baseline.point_calls(self.optimized.runtime, row.point)
+        return measure_interleaved(calls, runs, on_run=stage)
 
 
 def _row(

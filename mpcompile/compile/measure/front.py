@@ -10,15 +10,17 @@ from functools import partial
 import numpy as np
 
 from mpcompile.compile.choose.candidates import Candidate
-from mpcompile.compile.choose.choosing import Chosen
-from mpcompile.compile.context import Context, TextPart
-from mpcompile.compile.measure.workload import Workload, build_workload, count_batches, random_batch
-from mpcompile.compile.reference import unpruned_point
+from mpcompile.compile.choose.points import Chosen
+from mpcompile.compile.job import Job, Model
+from mpcompile.compile.measure.workload import Traffic, Workload, count_batches
+from mpcompile.compile.original import Original
+from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.timing import Timing, measure_interleaved
-from mpcompile.runtime.runtime import Runner, Runtime
+from mpcompile.progress import StageProgress
+from mpcompile.runtime.runtime import Runner
 
 FRONT_RUNS, FINAL_RUNS = 3, 5
 GAIN_BATCHES = 8
@@ -27,37 +29,45 @@ Calls = Sequence[Callable[[], object]]
 
 
 @dataclass(frozen=True)
-class Systems:
-    """The systems that are timed, on one workload.
+class Baseline:
+    """What points are compared with, on one workload.
 
     Attributes:
-        context: the model.
-        workload: batches.
+        original: the model as passed in.
+        num_threads: CPU threads that the original runs fastest on.
         unpruned: the whole model as one engine.
-        runtime: the chain of engines.
-        num_threads: that the original runs fastest on.
+        unpruned_point: of that engine.
+        workload: batches.
+        input_names: what the original reads of a batch.
     """
 
-    context: Context
-    workload: Workload
-    unpruned: Runtime
-    runtime: Runner
+    original: Original
     num_threads: int
+    unpruned: Runner
+    unpruned_point: OperatingPoint
+    workload: Workload
+    input_names: tuple[str, ...]
 
     def original_calls(self) -> Calls:
         """The original as passed in, a call per batch."""
-        original, names = self.context.original, self.context.captured.input_names
-        prepared = [original.prepare(batch, names) for batch in self.workload.batches]
-        return [partial(original.run, batch, self.num_threads) for batch in prepared]
+        prepared = [self.original.prepare(batch, self.input_names) for batch in self.workload.batches]
+        return [partial(self.original.run, batch, self.num_threads) for batch in prepared]
 
     def unpruned_calls(self) -> Calls:
-        """The baseline, a call per batch."""
-        point = unpruned_point(self.context)
-        return [partial(self.unpruned.run, batch, point) for batch in self.workload.batches]
+        """The unpruned engine, a call per batch."""
+        return self.point_calls(self.unpruned, self.unpruned_point)
 
-    def point_calls(self, point: OperatingPoint) -> Calls:
-        """An operating point, a call per batch."""
-        return [partial(self.runtime.run, batch, point) for batch in self.workload.batches]
+    def point_calls(self, runtime: Runner, point: OperatingPoint) -> Calls:
+        """An operating point of a chain of engines, a call per batch."""
+        return [partial(runtime.run, batch, point) for batch in self.workload.batches]
+
+
+@dataclass(frozen=True)
+class TimedChain:
+    """A chain of engines, and the candidates that it was built for."""
+
+    runtime: Runner
+    chosen: Chosen
 
 
 @dataclass(frozen=True)
@@ -78,87 +88,60 @@ class Pace:
         return count_batches(self.batch_s)
 
 
-def measure_pace(context: Context, part: TextPart | None, length: int) -> Pace:
-    """Times the original on `PROBE_TEXTS` texts, or on one batch of them where it is larger.
-
-    Args:
-        part: texts to draw from; None makes random ids of `length`.
-        length: tokens, without texts.
-    """
-    probe = make_workload(context, part, None, length, max(PROBE_TEXTS // context.settings.batch_size, 1))
-    original = context.original
-    prepared = [original.prepare(batch, context.captured.input_names) for batch in probe.batches]
-    with context.progress.stage("time the original"):
+def measure_pace(job: Job, model: Model, traffic: Traffic) -> Pace:
+    """Times the original on `PROBE_TEXTS` texts, or on one batch of them where it is larger."""
+    probe, original = traffic.draw(max(PROBE_TEXTS // traffic.batch_size, 1)), job.original
+    prepared = [original.prepare(batch, model.captured.input_names) for batch in probe.batches]
+    with job.progress.stage("time the original"):
         num_threads = original.find_threads(prepared)
         calls = [partial(original.run, batch, num_threads) for batch in prepared]
         return Pace(num_threads, measure_interleaved({"original": calls}, runs=1)["original"].median_s)
 
 
-def make_workload(
-    context: Context, part: TextPart | None, rank: np.ndarray | None, length: int, num_batches: int
-) -> Workload:
-    """Batches of the texts.
+def measure_engine_gains(progress: StageProgress, baselines: Mapping[str, Baseline]) -> list[float]:
+    """Time of the original over that of each unpruned engine, interleaved on the same batches.
 
     Args:
-        part: texts to draw from; None makes four batches of random ids of `length`.
-        rank: how hard each text is, (N,); None ranks them by length.
-        length: tokens, without texts.
-        num_batches: at most this many.
+        progress: draws the stage.
+        baselines: the original and the unpruned engine of each precision, on one workload.
     """
-    size, seed = context.settings.batch_size, context.settings.seed
-    if part is None:
-        batches = tuple(random_batch(context.captured.vocab_size, size, length, seed) for seed in range(4))
-        return Workload(batches, tuple(np.arange(size) for _ in batches))
-    assert context.tokenizer is not None
-    return build_workload(
-        context.tokenizer, part.encoded, size, num_batches, part.lengths if rank is None else rank, seed
-    )
-
-
-def measure_engine_gains(context: Context, unpruned: Mapping[str, Runtime], part: TextPart, pace: Pace) -> list[float]:
-    """Time of the original over that of each unpruned engine, interleaved on some batches of the texts.
-
-    Args:
-        unpruned: the engine of each precision.
-        part: texts.
-        pace: of the original.
-    """
-    workload = make_workload(context, part, None, 0, min(pace.num_batches, GAIN_BATCHES))
-    systems = {
-        name: Systems(dataclasses.replace(context, precision=name), workload, engine, engine, pace.num_threads)
-        for name, engine in unpruned.items()
-    }
-    calls = {name: its.unpruned_calls() for name, its in systems.items()}
-    calls["original"] = next(iter(systems.values())).original_calls()
-    with context.progress.stage("time unpruned engines") as stage:
+    calls = {name: baseline.unpruned_calls() for name, baseline in baselines.items()}
+    calls["original"] = next(iter(baselines.values())).original_calls()
+    with progress.stage("time unpruned engines") as stage:
         timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
-    return [timings["original"].median_s / timings[name].median_s for name in unpruned]
+    return [timings["original"].median_s / timings[name].median_s for name in baselines]
 
 
-def measure_fronts(chains: Sequence[tuple[Systems, Chosen]], part: TextPart | None) -> list[tuple[MeasuredPoint, ...]]:
+def measure_fronts(
+    progress: StageProgress, baseline: Baseline, chains: Sequence[TimedChain], part: TextPart | None
+) -> list[tuple[MeasuredPoint, ...]]:
     """Times every candidate of every chain of engines, interleaved with the original.
 
     Args:
-        chains: what is timed, on one workload, and the candidates of each.
-        part: the texts that they were chosen on, with the original's answers.
+        progress: draws the stage.
+        baseline: the original and the workload.
+        chains: what is timed.
+        part: the texts that candidates were chosen on, with the original's answers; None without texts.
     """
-    first = chains[0][0]
-    calls: dict[str, Calls] = {"original": first.original_calls()}
-    for number, (systems, chosen) in enumerate(chains):
-        calls |= {f"{number} {i}": systems.point_calls(c.point) for i, c in enumerate(chosen.candidates)}
-    with first.context.progress.stage("measure operating points") as stage:
+    calls: dict[str, Calls] = {"original": baseline.original_calls()}
+    for number, chain in enumerate(chains):
+        candidates = chain.chosen.candidates
+        calls |= {f"{number} {i}": baseline.point_calls(chain.runtime, c.point) for i, c in enumerate(candidates)}
+    with progress.stage("measure operating points") as stage:
         timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
     original_s = timings["original"].median_s
     return [
         tuple(
-            _describe(systems, chosen, candidate, timings[f"{number} {i}"], original_s, part)
-            for i, candidate in enumerate(chosen.candidates)
+            _describe(baseline, chain, candidate, (original_s, timings[f"{number} {i}"].median_s), part)
+            for i, candidate in enumerate(chain.chosen.candidates)
         )
-        for number, (systems, chosen) in enumerate(chains)
+        for number, chain in enumerate(chains)
     ]
 
 
-def measure_chosen(systems: Systems, point: OperatingPoint) -> dict[str, Timing]:
+def measure_chosen(
+    progress: StageProgress, baseline: Baseline, runtime: Runner, point: OperatingPoint
+) -> dict[str, Timing]:
     """Times the original, the unpruned engine, the exits alone, and the point itself, afresh."""
     exits_only = dataclasses.replace(
         point,
@@ -166,24 +149,24 @@ def measure_chosen(systems: Systems, point: OperatingPoint) -> dict[str, Timing]
         token_thresholds=(0.0,) * len(point.token_thresholds),
     )
     calls: dict[str, Calls] = {
-        "original": systems.original_calls(),
-        "unpruned": systems.unpruned_calls(),
-        "exits": systems.point_calls(exits_only),
-        "chosen": systems.point_calls(point),
+        "original": baseline.original_calls(),
+        "unpruned": baseline.unpruned_calls(),
+        "exits": baseline.point_calls(runtime, exits_only),
+        "chosen": baseline.point_calls(runtime, point),
     }
-    with systems.context.progress.stage("measure the chosen point") as stage:
+    with progress.stage("measure the chosen point") as stage:
         return measure_interleaved(calls, FINAL_RUNS, on_run=stage)
 
 
 def _describe(
-    systems: Systems,
-    chosen: Chosen,
+    baseline: Baseline,
+    chain: TimedChain,
     candidate: Candidate,
-    timing: Timing,
-    original_s: float,
+    seconds: tuple[float, float],
     part: TextPart | None,
 ) -> MeasuredPoint:
-    cost, workload = chosen.cost, systems.workload
+    """A row of the front, from seconds per batch of the original and of the candidate."""
+    cost, workload, (original_s, measured_s) = chain.chosen.cost, baseline.workload, seconds
     if part is None:
         lengths = np.array([batch["attention_mask"].sum(1) for batch in workload.batches])
         batches, exits = list(lengths), [np.full_like(row, candidate.exit_layer[0]) for row in lengths]
@@ -195,13 +178,13 @@ def _describe(
     full = OperatingPoint((cost.work.num_layers,))
     flops = cost.count_flops(all_lengths, candidate.point, all_exits).sum()
     full_flops = cost.count_flops(all_lengths, full, np.full_like(all_exits, cost.work.num_layers)).sum()
-    chain = Chain(tuple(s.exit_layer for s in systems.runtime.segments), systems.runtime.split_tokens)
+    cuts = Chain(tuple(s.exit_layer for s in chain.runtime.segments), chain.runtime.split_tokens)
     accuracy, agreement, drop = _losses(candidate, part)
     return MeasuredPoint(
         point=candidate.point,
-        predicted_s=predict_workload(cost, chain, candidate.point, batches, exits),
-        measured_s=timing.median_s,
-        speedup=original_s / timing.median_s,
+        predicted_s=predict_workload(cost, cuts, candidate.point, batches, exits),
+        measured_s=measured_s,
+        speedup=original_s / measured_s,
         accuracy=accuracy,
         agreement=agreement,
         drop=drop,

@@ -5,17 +5,16 @@ Shapes: N texts to pick from, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mpcompile.compile.context import Context, TextPart
 from mpcompile.compile.measure.trace import trace_tokens
+from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.task import Task, cosines
 from mpcompile.report.records import SampleText, SampleToken
-from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.predictions import describe_answers
 from mpcompile.runtime.runtime import Runner
 
@@ -25,29 +24,31 @@ POOL_SIZE = 200
 """Texts that the samples are picked from: enough to meet every exit."""
 
 
-def trace_samples(context: Context, runtime: Runner, point: OperatingPoint, part: TextPart) -> tuple[SampleText, ...]:
+def trace_samples(
+    runtime: Runner, point: OperatingPoint, part: TextPart, id2label: Mapping[int, str]
+) -> tuple[SampleText, ...]:
     """Picks texts that show what a point does, and what became of each of their tokens.
 
     Args:
         runtime: the engines that answer.
         point: of the runtime.
         part: texts that nothing was chosen on, as they were given, with the original's answers.
+        id2label: class names by id.
     """
-    assert context.tokenizer is not None
     assert part.examples is not None
     pool = part.take(np.arange(min(POOL_SIZE, len(part.encoded))))
-    result = answer_texts(runtime, point, context.tokenizer, pool.encoded)
+    result = pool.answer(runtime, point)
     answer, original, task = pool.task.answers(result.logits), pool.original_answer, pool.task
     differs = task.differs(answer, original)
-    words, original_words = (describe_answers(task, context.captured.id2label, given) for given in (answer, original))
+    words, original_words = (describe_answers(task, id2label, given) for given in (answer, original))
     scores, samples = _scores(task, result.logits, original), []
     for i in pick_samples(result.exit_layer, pool.lengths, differs):
         exit_layer = int(result.exit_layer[i])
-        inputs = context.tokenizer.pad([pool.encoded[i]])
-        dropped_in = trace_tokens(runtime.segments, context.captured.num_labels, inputs, point, exit_layer)
+        inputs = pool.pad([i])
+        dropped_in = trace_tokens(runtime.segments, result.logits.shape[1], inputs, point, exit_layer)
         pairs = part.examples.text_pairs
         texts = [part.examples.texts[i]] if pairs is None else [part.examples.texts[i], pairs[i]]
-        encoding = context.tokenizer.backend.encode(texts[0], texts[1] if len(texts) == 2 else None)
+        encoding = part.tokenizer.backend.encode(texts[0], texts[1] if len(texts) == 2 else None)
         tokens = describe_tokens(encoding, texts, dropped_in)
         is_truncated = len(encoding.overflowing) > 0
         samples.append(

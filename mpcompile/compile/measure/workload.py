@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpcompile.compile.texts.parts import TextPart
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
 
 BLOCK_S = 3.0
@@ -26,6 +27,38 @@ class Workload:
 
     batches: tuple[dict[str, np.ndarray], ...]
     positions: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Where batches to time are drawn from: the user's texts, or random ids where none were given.
+
+    Attributes:
+        part: texts, None for random ids.
+        length: tokens that are typical, or of all random ids.
+        batch_size: examples in a batch.
+        vocab_size: random ids are below it.
+        seed: of the draws.
+    """
+
+    part: TextPart | None
+    length: int
+    batch_size: int
+    vocab_size: int
+    seed: int
+
+    def draw(self, num_batches: int, rank: np.ndarray | None = None) -> Workload:
+        """At most this many batches; four of them without texts.
+
+        Args:
+            num_batches: at most this many.
+            rank: how hard each text is, (N,); None ranks them by length.
+        """
+        if self.part is None:
+            batches = tuple(random_batch(self.vocab_size, self.batch_size, self.length, seed) for seed in range(4))
+            return Workload(batches, tuple(np.arange(self.batch_size) for _ in batches))
+        rank = self.part.lengths if rank is None else rank
+        return build_workload(self.part.tokenizer, self.part.encoded, self.batch_size, num_batches, rank, self.seed)
 
 
 def build_workload(

@@ -20,7 +20,8 @@ import mpcompile
 from mpcompile.backends.openvino.backend import OpenVinoBackend
 from mpcompile.backends.torch.eager import EagerBackend
 from mpcompile.compile.choose.candidates import thin
-from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule, exit_candidates, keep_schedules
+from mpcompile.compile.choose.features import FeatureCollector
+from mpcompile.compile.choose.schedules import KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.forecast import Forecast, Memory
@@ -385,7 +386,7 @@ def test_texts_too_few_for_the_confidence_are_refused_before_anything_slow(
     def refuse(*_: object) -> None:
         raise AssertionError("the model is captured")
 
-    monkeypatch.setattr("mpcompile.compile.optimize.capture", refuse)
+    monkeypatch.setattr("mpcompile.compile.job.capture", refuse)
     with pytest.raises(DataError, match=r"texts: 20 are used, 10 of them to test .* takes at least 14 for the test"):
         job(model, texts=job.texts, max_drop=0.2, max_texts=20, labels=job.labels if has_labels else None)
 
@@ -516,7 +517,7 @@ def test_same_job_again_takes_what_is_slow_from_the_cache(job: Job, monkeypatch:
 
     model = build_model("bert", seed=11)  # one that no other test has filled the cache for
     job(model, texts=job.texts)
-    monkeypatch.setattr("mpcompile.compile.choose.choosing.FeatureCollector", refuse)
+    monkeypatch.setattr("mpcompile.compile.choose.collector.FeatureCollector", refuse)
     monkeypatch.setattr("mpcompile.cost.profiles.calibrate", refuse)
     job(model, texts=job.texts)
 
@@ -681,7 +682,7 @@ class Collecting(FeatureCollector):
 def collecting(monkeypatch: pytest.MonkeyPatch) -> type[Collecting]:
     monkeypatch.setattr(Collecting, "exits", [])
     monkeypatch.setattr(Collecting, "schedules", [])
-    monkeypatch.setattr("mpcompile.compile.choose.choosing.FeatureCollector", Collecting)
+    monkeypatch.setattr("mpcompile.compile.choose.collector.FeatureCollector", Collecting)
     return Collecting
 
 
@@ -731,7 +732,7 @@ def test_plan_is_of_use_without_texts(job: Job, model: PreTrainedModel, monkeypa
         tried.extend(candidate.point.keep_ratios for candidate in candidates)
         return thin(candidates)
 
-    monkeypatch.setattr("mpcompile.compile.choose.choosing.thin", note)
+    monkeypatch.setattr("mpcompile.compile.choose.points.thin", note)
     job(model, plan=plan_point(OperatingPoint((3,), (), (2,), (0.35,))))
     assert (1.0, 0.35) in tried
 
@@ -774,7 +775,14 @@ def test_folder_of_an_unsaved_model_goes_with_it(job: Job, model: PreTrainedMode
 
 @pytest.mark.parametrize(
     "stage",
-    ["capture", "measure_cost_model", "choose_without_texts", "build_plans", "measure_fronts", "measure_chosen"],
+    [
+        "job.capture",
+        "optimize.measure_cost_model",
+        "optimize.choose_without_texts",
+        "chains.build_plans",
+        "optimize.measure_fronts",
+        "outcome.measure_chosen",
+    ],
 )
 def test_interruption_of_a_stage_leaves_nothing(
     job: Job, model: PreTrainedModel, no_leftovers: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -782,7 +790,7 @@ def test_interruption_of_a_stage_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"mpcompile.compile.optimize.{stage}", interrupt)
+    monkeypatch.setattr(f"mpcompile.compile.{stage}", interrupt)
     with pytest.raises(KeyboardInterrupt):
         job(model)
 

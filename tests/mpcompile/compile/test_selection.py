@@ -11,14 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import mpcompile
 from mpcompile.backends import find_backend
 from mpcompile.compile.adapt.quantiles import find_token_thresholds
-from mpcompile.compile.choose.features import FeatureCollector, KeepSchedule
+from mpcompile.compile.choose.features import FeatureCollector
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.compile.settings import Settings
-from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.backend import BuildConfig, Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import default_profile
 from mpcompile.errors import InputError, SettingError
 from mpcompile.graph.capture import CapturedModel, capture
-from mpcompile.graph.segments import partition
+from mpcompile.graph.segments import partition, tap
 from mpcompile.runtime.runtime import RunResult, Runtime
 from mpcompile.runtime.tokens import Tokenizer
 from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, family_model, random_batch
@@ -76,12 +77,11 @@ def test_quantiles_keep_as_many_tokens_as_the_schedule_says(
 ) -> None:
     encoded, schedule = tokenizer.encode(tiny_texts), KeepSchedule((0, 2), (0.8, 0.5))
     thresholds = find_token_thresholds(captured, tokenizer, encoded, schedule)
-    collector = FeatureCollector(
-        captured, (), (0, 2), find_backend("eager"), "f32", tokenizer, BuildConfig(), selection="threshold"
-    )
+    segment = tap(captured, (), (0, 2), "f32", "threshold")
+    collector = FeatureCollector(segment, Target(find_backend("eager"), "f32"), captured.max_length, tokenizer)
     found = dataclasses.replace(schedule, token_thresholds=thresholds)
     lengths = np.array([len(text) for text in encoded])
-    measured = found.measured(collector.collect(encoded, found, lambda _: None), lengths)
+    measured = found.measured(collector.collect(encoded, found, lambda _: None).kept, lengths)
     # [CLS] stays whatever it receives: a little more is kept than the quantile says.
     np.testing.assert_allclose(measured.keep_ratios, (0.8, 0.5), atol=0.12)
     assert min(np.array(measured.keep_ratios) - (0.8, 0.5)) > -0.01

@@ -353,6 +353,6 @@ def test_bad_labels_are_refused_before_anything_slow(
     def refuse(*_: object) -> None:
         raise AssertionError("captured")
 
-    monkeypatch.setattr("mpcompile.compile.optimize.capture", refuse)
+    monkeypatch.setattr("mpcompile.compile.job.capture", refuse)
     with pytest.raises(DataError, match=message):
         mpcompile.optimize(model_of(kind), 1.0, tokenizer=build_tokenizer(), texts=tiny_texts, labels=labels)

@@ -5,7 +5,7 @@ import functools
 from torch.fx import GraphModule
 
 from mpcompile.cost.tracing import Operator, trace_operators
-from mpcompile.graph.segments import rewrite
+from mpcompile.graph.rewrite import rewrite
 from passes import split_segments
 from tests.models import HIDDEN_SIZE, build_head, canonical_graph
 

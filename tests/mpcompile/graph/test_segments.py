@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel, capture
-from mpcompile.graph.segments import partition, rewrite, tap
+from mpcompile.graph.rewrite import rewrite
+from mpcompile.graph.segments import partition, tap
 from passes import ExitHead, PassError
 from passes.encoder import ATTENTION
 from tests.models import (

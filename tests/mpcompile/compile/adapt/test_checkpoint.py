@@ -96,7 +96,7 @@ def test_abandoned_checkpoints_go(tmp_path: Path) -> None:
 def test_two_processes_share_a_checkpoint(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys, torch\n"
-        "from mpcompile.adapt.checkpoint import Checkpoint, State\n"
+        "from mpcompile.compile.adapt.checkpoint import Checkpoint, State\n"
         "checkpoint = Checkpoint(pathlib.Path(sys.argv[1]), {'run': 1})\n"
         "for step in range(60):\n"
         "    checkpoint.save(State({'a': torch.full((20_000,), float(step))}, {'step': step}))\n"

@@ -3,7 +3,7 @@
 import torch
 
 from mpcompile.compile.adapt.device import find_training_device, is_bf16_fast, move_graph
-from mpcompile.graph.segments import rewrite
+from mpcompile.graph.rewrite import rewrite
 from tests.models import build_head, canonical_graph
 
 

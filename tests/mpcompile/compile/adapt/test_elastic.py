@@ -14,7 +14,7 @@ from mpcompile.compile.adapt.losses import SingleLabelLoss
 from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts, Trainer, name_weights
 from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
-from mpcompile.graph.segments import rewrite
+from mpcompile.graph.rewrite import rewrite
 from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store, digest
 from passes import find_layers, verify

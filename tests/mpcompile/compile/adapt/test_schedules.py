@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mpcompile.compile.adapt.schedules import count_slots, draw_batches, draw_keep_ratios
-from mpcompile.compile.choose.features import keep_schedules
+from mpcompile.compile.choose.schedules import keep_schedules
 
 LENGTHS = [3 + (17 * i) % 60 for i in range(203)]
 

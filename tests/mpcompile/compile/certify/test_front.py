@@ -10,8 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from mpcompile.compile.certify.front import certify_front, check_amount, sequence_of
-from mpcompile.compile.context import TextPart
 from mpcompile.compile.settings import Settings
+from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.task import Task
@@ -56,11 +56,11 @@ def certify(
     def run(wrong: list[int], chosen: int, labels: np.ndarray | None = None) -> tuple[tuple[Any, ...], list[float]]:
         tokenizer = Tokenizer.from_transformers(tiny_tokenizer, 32)
         encoded, original = tuple(tokenizer.encode(["ban del"] * TEXTS)), np.eye(3)[np.zeros(TEXTS, int)]
-        part = TextPart(encoded, labels, Task("single_label", 3), original=original)
+        part = TextPart(encoded, labels, Task("single_label", 3), tokenizer, original=original)
         answers = Answers({1 / speedup: number for (speedup, _), number in zip(ROWS, wrong, strict=True)})
         with StageProgress(False) as progress:
-            context: Any = SimpleNamespace(settings=Settings(4, 0.02), tokenizer=tokenizer, progress=progress)
-            certified = certify_front(context, answers, front, chosen, part)
+            job: Any = SimpleNamespace(settings=Settings(4, 0.02), progress=progress)
+            certified = certify_front(job, answers, front, chosen, part)
         return certified, [round(1 / ratio) for ratio in answers.ran]
 
     return run

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.compile.choose.features import KeepSchedule
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.pricing import Pricer
 from mpcompile.compile.choose.schedule_study import StudyResult, StudySettings, search_study
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.contract.task import Task
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.work import Region

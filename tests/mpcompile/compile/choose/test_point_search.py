@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcompile.compile.choose.candidates import MAX_POINTS, NEAR, USEFUL_LOSS, Candidate, pareto_front, thin
-from mpcompile.compile.choose.features import KeepSchedule
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.point_search import AIM, PointSearch
 from mpcompile.compile.choose.pricing import Pricer
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.task import Task
 from mpcompile.cost.model import CostModel

@@ -9,6 +9,7 @@ import pytest
 from mpcompile.backends.openvino.quantise import find_missing_maybe
 from mpcompile.compile.choose.precision import Expected, check_precision, list_precisions, pick_offer
 from mpcompile.compile.settings import Settings
+from mpcompile.contract.backend import Target
 from mpcompile.errors import BackendError, SettingError
 
 EXACT = [Expected(1.0, 0.0), Expected(5.0, 0.004), Expected(9.0, 0.03)]
@@ -64,29 +65,29 @@ def test_missing_nncf_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_missing_maybe() is not None
 
 
-def context(precisions: tuple[str, ...], asked: str) -> Any:
-    """What `list_precisions` reads of a context."""
-    backend = SimpleNamespace(precisions=lambda: precisions)
-    taken = "f32" if asked == "auto" else asked
-    return SimpleNamespace(backend=backend, settings=Settings(2.0, precision=asked), precision=taken)
+def listed(precisions: tuple[str, ...], asked: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is tried, and said, on a backend that runs some precisions."""
+    backend: Any = SimpleNamespace(precisions=lambda: precisions)
+    target = Target(backend, "f32" if asked == "auto" else asked)
+    return list_precisions(Settings(2.0, precision=asked), target)
 
 
 @pytest.mark.parametrize("asked", ["f32", "int8"])
 def test_precision_asked_for_is_the_only_one_tried(asked: str) -> None:
-    assert list_precisions(context(("f32", "bf16", "int8"), asked)) == ((asked,), ())
+    assert listed(("f32", "bf16", "int8"), asked) == ((asked,), ())
 
 
 def test_auto_tries_the_fastest_float_and_int8() -> None:
     pytest.importorskip("nncf")
-    assert list_precisions(context(("f32", "bf16", "int8"), "auto")) == (("bf16", "int8"), ())
+    assert listed(("f32", "bf16", "int8"), "auto") == (("bf16", "int8"), ())
 
 
 def test_auto_does_not_try_int8_where_the_backend_has_none() -> None:
-    assert list_precisions(context(("f32",), "auto")) == (("f32",), ())
+    assert listed(("f32",), "auto") == (("f32",), ())
 
 
 def test_auto_says_when_int8_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    precisions, (note,) = list_precisions(context(("f32", "int8"), "auto"))
+    precisions, (note,) = listed(("f32", "int8"), "auto")
     assert precisions == ("f32",)
     assert note.startswith("int8 was not tried") and "pip install" in note

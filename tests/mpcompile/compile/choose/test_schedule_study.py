@@ -9,9 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mpcompile.compile.choose.features import KeepSchedule
 from mpcompile.compile.choose.pricing import Pricer
 from mpcompile.compile.choose.schedule_study import EARLY_SHARE
+from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.compile.choose.trial_book import LEAST_KEPT, STEP, name_study
 from mpcompile.errors import SettingError, StudyError
 from tests.mpcompile.compile.choose.fakes import (
@@ -146,7 +146,7 @@ def test_killed_study_resumes(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from tests.mpcompile.search.fakes import FakeModel, run_study\n"
+        "from tests.mpcompile.compile.choose.fakes import FakeModel, run_study\n"
         "class Killed(FakeModel):\n"
         "    def __call__(self, *args):\n"
         "        if len(self.asked) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -177,7 +177,7 @@ def test_two_processes_share_a_study(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from tests.mpcompile.search.fakes import FakeModel, run_study\n"
+        "from tests.mpcompile.compile.choose.fakes import FakeModel, run_study\n"
         "model = FakeModel(pause_s=0.1)\n"
         "result = run_study(model, Path(sys.argv[1]), seed=int(sys.argv[2]), trials=10)\n"
         "print(len(model.asked), flush=True)\n"

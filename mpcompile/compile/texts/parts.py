@@ -1,70 +1,28 @@
-"""What the stages of an optimization share."""
+"""The parts that texts are split into: tokenized, with labels and the original's answers."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.compile.original import Original
-from mpcompile.compile.recording import CalibrationTexts
+from mpcompile.compile.job import Job, Model
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples
 from mpcompile.compile.texts.labels import read_labels
-from mpcompile.contract.backend import Backend, BuildConfig
-from mpcompile.contract.precision import fastest_float
+from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.task import Task
-from mpcompile.errors import DataError, SettingError
-from mpcompile.graph.capture import CapturedModel
-from mpcompile.progress import StageProgress
+from mpcompile.errors import DataError
+from mpcompile.runtime.answer import answer_texts
+from mpcompile.runtime.runtime import Runner, RunResult
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
-from mpcompile.store.results import Store, digest_arrays
+from mpcompile.store.results import digest_arrays
 
 MIN_TEXTS = 16
 TRAINING_SHARE = 0.75
 """Of the texts that are not put aside for the certificate, how many train a backbone; the rest choose points."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """One optimization: the model, where it will run, and the tools to get there.
-
-    Attributes:
-        settings: options.
-        original: model as passed in.
-        captured: its graph.
-        backend: builds engines.
-        precision: of the engines.
-        config: for the backend.
-        tokenizer: tokenizes texts, None when no tokenizer is known.
-        store: for slow results.
-        progress: draws the stages.
-        digest: SHA-256 of the model.
-        task: what the model answers; of a regression with the tolerance that the texts for choosing give.
-        calibration: texts that int8 engines are calibrated on, None when no texts were given.
-        token_thresholds: that were learned with the weights, by layer that prunes; None where none were.
-    """
-
-    settings: Settings
-    original: Original
-    captured: CapturedModel
-    backend: Backend
-    precision: str
-    config: BuildConfig
-    tokenizer: Tokenizer | None
-    store: Store
-    progress: StageProgress
-    digest: str
-    task: Task
-    calibration: CalibrationTexts | None = None
-    token_thresholds: Mapping[int, float] | None = None
-
-    @property
-    def float_precision(self) -> str:
-        """That of the engines, or the fastest float where they are int8."""
-        return self.precision if self.precision != "int8" else fastest_float(self.backend.precisions())
 
 
 @dataclass(frozen=True)
@@ -75,11 +33,13 @@ class Texts:
         choosing: for training heads on a frozen backbone, and choosing points.
         certifying: for the certificate, read once, at the end.
         training: for training the backbone with its heads; None where it stays frozen.
+        num_given: texts that they were drawn from.
     """
 
     choosing: TextPart
     certifying: TextPart
     training: TextPart | None = None
+    num_given: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,11 +52,13 @@ class TextPart:
         examples: the texts as they were given.
         original: logits of the original on them (N, C), None until it was asked (`reference.ask_original`).
         task: what the logits are: classes, labels, scores or a vector.
+        tokenizer: pads batches of the texts.
     """
 
     encoded: tuple[TokenIds, ...]
     labels: np.ndarray | None
     task: Task
+    tokenizer: Tokenizer
     examples: Examples | None = None
     original: np.ndarray | None = None
 
@@ -131,23 +93,29 @@ class TextPart:
         labels = None if self.labels is None else self.labels[index]
         examples = None if self.examples is None else self.examples.take(index)
         original = None if self.original is None else self.original[index]
-        return TextPart(tuple(self.encoded[i] for i in index), labels, self.task, examples, original)
+        encoded = tuple(self.encoded[i] for i in index)
+        return TextPart(encoded, labels, self.task, self.tokenizer, examples, original)
+
+    def pad(self, index: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of the texts at some positions, padded to the longest of them, see `Tokenizer.pad`."""
+        return self.tokenizer.pad([self.encoded[i] for i in index])
+
+    def answer(
+        self, runtime: Runner, point: OperatingPoint, on_batch: Callable[[float], None] = lambda _: None
+    ) -> RunResult:
+        """What engines answer to all of the texts at a point, see `runtime.answer.answer_texts`."""
+        return answer_texts(runtime, point, self.tokenizer, self.encoded, on_batch=on_batch)
 
 
-def encode_examples(context: Context, examples: Examples, name: str) -> TextPart:
+def encode_examples(tokenizer: Tokenizer, model: Model, examples: Examples, name: str) -> TextPart:
     """Tokenizes examples and reads their labels.
 
     Raises:
-        SettingError: when no tokenizer is known.
         DataError: when labels are not the model's.
     """
-    if context.tokenizer is None:
-        raise SettingError(
-            f"tokenizer: none found beside {context.original.name}, and {name} need one; pass tokenizer=..."
-        )
-    labels = read_labels(examples, context.task, context.captured.id2label, f"labels of {name}")
-    encoded = tuple(context.tokenizer.encode(examples.texts, examples.text_pairs))
-    return TextPart(encoded, labels, context.task, examples)
+    labels = read_labels(examples, model.task, model.captured.id2label, f"labels of {name}")
+    encoded = tuple(tokenizer.encode(examples.texts, examples.text_pairs))
+    return TextPart(encoded, labels, model.task, tokenizer, examples)
 
 
 def count_held_out(settings: Settings, used: int) -> int:
@@ -155,22 +123,23 @@ def count_held_out(settings: Settings, used: int) -> int:
     return used // 5 if settings.max_drop is None else used // 2
 
 
-def split_texts(context: Context, examples: Examples) -> Texts:
+def split_texts(job: Job, model: Model, examples: Examples) -> Texts:
     """Draws at most `max_texts`, and puts some aside for the certificate, and some for training a backbone.
 
     Raises:
-        DataError: when there are fewer than `MIN_TEXTS`.
+        DataError: when there are fewer than `MIN_TEXTS`, or labels are not the model's.
+        SettingError: when no tokenizer is known.
     """
     if len(examples) < MIN_TEXTS:
         raise DataError(
             f"texts: {len(examples)} given; at least {MIN_TEXTS} are needed to train exits and choose points (some "
             "thousands are better), or none (texts=None) to use what needs no data"
         )
-    order = np.random.default_rng(context.settings.seed).permutation(len(examples))[: context.settings.max_texts]
-    part = encode_examples(context, examples.take(order), "texts")
-    cut = len(order) - count_held_out(context.settings, len(order))
+    order = np.random.default_rng(job.settings.seed).permutation(len(examples))[: job.settings.max_texts]
+    part = encode_examples(job.require_tokenizer("texts"), model, examples.take(order), "texts")
+    cut = len(order) - count_held_out(job.settings, len(order))
     certifying = part.take(np.arange(cut, len(order)))
-    if context.settings.adapt != "finetune":
-        return Texts(part.take(np.arange(cut)), certifying)
+    if job.settings.adapt != "finetune":
+        return Texts(part.take(np.arange(cut)), certifying, None, len(examples))
     start = round(TRAINING_SHARE * cut)
-    return Texts(part.take(np.arange(start, cut)), certifying, part.take(np.arange(start)))
+    return Texts(part.take(np.arange(start, cut)), certifying, part.take(np.arange(start)), len(examples))

@@ -1,0 +1,169 @@
+"""Chooses operating points: searches schedules, exits and thresholds on cached features."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpcompile.compile.choose.candidates import Candidate, thin
+from mpcompile.compile.choose.collector import Collector, HeldOutAnswers
+from mpcompile.compile.choose.heads import Heads
+from mpcompile.compile.choose.held_out import HeldOut
+from mpcompile.compile.choose.point_search import PointSearch
+from mpcompile.compile.choose.pricing import Pricer
+from mpcompile.compile.choose.schedules import KeepSchedule, keep_schedules, planned_schedules
+from mpcompile.compile.job import Job, Model
+from mpcompile.compile.texts.parts import TextPart
+from mpcompile.contract.backend import Target
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.cost.model import CostModel
+from mpcompile.store.results import digest_arrays
+from passes import ExitHead
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Candidates for the front, and the heads that they use.
+
+    Attributes:
+        candidates: slowest first.
+        heads: by exit layer, without the model's own classifier.
+        prune_layers: layers that any candidate prunes in.
+        last_exit: exit that all candidates end at or before, None for the model's own classifier.
+        cost: calibrated on the model.
+    """
+
+    candidates: tuple[Candidate, ...]
+    heads: dict[int, ExitHead]
+    prune_layers: tuple[int, ...]
+    last_exit: int | None
+    cost: CostModel
+
+
+@dataclass(frozen=True)
+class Question:
+    """What points are searched for.
+
+    Attributes:
+        part: texts for choosing, with the original's answers.
+        cost: predicts time.
+        target_gain: speed that is wanted, times that of the unpruned engine.
+        heads: exit heads, None for no exits.
+    """
+
+    part: TextPart
+    cost: CostModel
+    target_gain: float
+    heads: Heads | None
+
+
+def choose_from_texts(job: Job, model: Model, target: Target, question: Question) -> tuple[Chosen, ...]:
+    """Searches points on held-out answers: of the chain of engines that is predicted to be best, and of a plainer one.
+
+    Where the best one prunes, the other one does not: what sorting tokens costs depends on sizes and on what else the
+    engine runs, more than is predicted, and the clock is to decide.
+    """
+    part, heads = question.part, question.heads
+    collector = Collector(job, model, target, tuple(sorted(heads.heads)) if heads else (), part)
+    held_out = []
+    for schedule in collector.schedules:
+        features = collector.collect(schedule)
+        logits = heads.predict_held_out(features.pooled) if heads else {}
+        logits = {**logits, model.num_layers: features.logits}
+        held_out.append(HeldOut.from_logits(schedule.measured(features.kept, part.lengths), logits, part.task))
+    pricer = Pricer(part.truth, part.lengths, question.cost, job.settings.batch_size, target.precision, part.task)
+    if job.settings.trials:
+        answers = HeldOutAnswers(job, model, collector, heads)
+        held_out += _search_schedules(
+            job, _identify(job, model, target, part, pricer), answers, held_out, pricer, question.target_gain
+        )
+    with job.progress.stage("search operating points") as stage:
+        candidates = PointSearch(held_out, pricer).search(question.target_gain, stage)
+    trained = heads.heads if heads else {}
+    best = finish_choice(model.num_layers, question.cost, candidates, trained)
+    if not best.prune_layers or job.settings.selection != "top":
+        return (best,)
+    plainer = PointSearch(held_out[:1], pricer).search(question.target_gain)
+    return best, finish_choice(model.num_layers, question.cost, plainer, trained)
+
+
+def _identify(job: Job, model: Model, target: Target, part: TextPart, pricer: Pricer) -> dict[str, str]:
+    """What a study of schedules belongs to."""
+    return {
+        "model": model.digest,
+        "texts": part.digest,
+        "labels": digest_arrays({"truth": pricer.truth}),
+        "heads": f"{job.settings.adapt}, seed {job.settings.seed}",
+        "batch size": str(job.settings.batch_size),
+        "backend": target.backend.name,
+        "precision": target.precision,
+    }
+
+
+def _search_schedules(
+    job: Job,
+    identity: dict[str, str],
+    answers: HeldOutAnswers,
+    fixed: list[HeldOut],
+    pricer: Pricer,
+    target_gain: float,
+) -> list[HeldOut]:
+    """Held-out answers of the schedules that a study finds, see `search_study`."""
+    from mpcompile.compile.choose.schedule_study import StudySettings, search_study  # needs Optuna, which is optional
+
+    settings, precision = job.settings, identity["precision"]
+    with job.progress.stage("search keep ratios") as stage:
+        price = PointSearch(fixed, pricer).find_aim(target_gain).price
+        options = StudySettings(settings.trials, settings.storage, price, settings.seed)
+        found = search_study(answers, {precision: fixed}, {precision: pricer}, identity, options, stage)
+    logger.info("search: %d schedules tried, %d of them given up early", found.tried + found.pruned, found.pruned)
+    return [held_out for _, held_out in found.held_out]
+
+
+def choose_without_texts(job: Job, model: Model, target: Target, cost: CostModel, length: int) -> Chosen:
+    """Points that need no data: importance is not trained, so every schedule of keep ratios is one."""
+    end = (model.num_layers,)
+    lengths, batch_size = np.array([length]), job.settings.batch_size
+    layers, schedules = keep_schedules(model.num_layers)
+    steep = [KeepSchedule(layers, (ratio,) * len(layers)) for ratio in (0.4, 0.3, 0.2)]
+    candidates = []
+    for schedule in (*schedules, *steep, *planned_schedules(job.settings.plan, model.num_layers)):
+        point = OperatingPoint(end, (), layers, schedule.keep_ratios, target.precision)
+        seconds = cost.predict_segment(True, 0, end[0], batch_size, lengths, point)
+        exit_layer = np.full(1, end[0])
+        candidates.append(Candidate(point, float(seconds[0]), np.nan, exit_layer, np.zeros(1, np.int64)))
+    ordered = sorted(candidates, key=lambda candidate: -candidate.seconds)
+    return finish_choice(model.num_layers, cost, thin(ordered), {})
+
+
+def finish_choice(
+    num_layers: int, cost: CostModel, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]
+) -> Chosen:
+    """Keeps what the candidates use: layers after the deepest exit, unused exits and prunes are not built."""
+    used = sorted({layer for candidate in candidates for layer in candidate.point.exit_layers})
+    prunes = sorted(
+        {
+            layer
+            for candidate in candidates
+            for layer, ratio in zip(candidate.point.prune_layers, candidate.point.keep_ratios, strict=True)
+            if ratio < 1.0 and layer < used[-1]
+        }
+    )
+    return Chosen(
+        tuple(dataclasses.replace(c, point=_with_prunes(c.point, tuple(prunes))) for c in candidates),
+        {layer: heads[layer] for layer in used if layer < num_layers},
+        tuple(prunes),
+        None if used[-1] == num_layers else used[-1],
+        cost,
+    )
+
+
+def _with_prunes(point: OperatingPoint, layers: tuple[int, ...]) -> OperatingPoint:
+    ratios = tuple(point.keep_ratio_at(layer) for layer in layers)
+    thresholds = tuple(point.token_threshold_at(layer) for layer in layers) if point.token_thresholds else ()
+    return dataclasses.replace(point, prune_layers=layers, keep_ratios=ratios, token_thresholds=thresholds)

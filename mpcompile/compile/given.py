@@ -1,0 +1,108 @@
+"""The user's texts: read and checked before anything slow, then answered by the original."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpcompile.compile.certify.front import check_amount
+from mpcompile.compile.choose.schedules import check_plan
+from mpcompile.compile.job import Job, Model
+from mpcompile.compile.original import Original
+from mpcompile.compile.recording import CalibrationTexts
+from mpcompile.compile.reference import ask_original
+from mpcompile.compile.settings import Settings
+from mpcompile.compile.texts.examples import Examples, Label, load_examples
+from mpcompile.compile.texts.labels import check_labels
+from mpcompile.compile.texts.parts import TextPart, Texts, encode_examples, split_texts
+from mpcompile.contract.backend import Target
+from mpcompile.errors import SettingError
+from mpcompile.graph.capture import find_task
+
+
+@dataclass(frozen=True)
+class Given:
+    """Texts as they were given.
+
+    Attributes:
+        texts: of the domain, None without any.
+        test: for the report alone, None without any.
+    """
+
+    texts: Examples | None
+    test: Examples | None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the model reads text pairs."""
+        return self.texts is not None and self.texts.text_pairs is not None
+
+    def check(self, settings: Settings, original: Original) -> None:
+        """Refuses labels that are not the model's, and texts that are too few for `max_drop`.
+
+        Raises:
+            DataError: when they are.
+        """
+        task, names = find_task(original.model), original.model.config.id2label or {}
+        id2label = {int(i): str(name) for i, name in names.items()}
+        for name, examples in (("texts", self.texts), ("test", self.test)):
+            if examples is not None:
+                check_labels(examples, task, id2label, f"labels of {name}")
+        if self.texts is not None:
+            check_amount(settings, len(self.texts), self.texts.labels is not None and task.has_classes)
+
+
+def read_given(settings: Settings, texts: Any, labels: Sequence[Label] | None, test: Any) -> Given:
+    """Reads texts and labels, see `optimize`.
+
+    Raises:
+        DataError: when they are malformed.
+        SettingError: when something that needs texts is asked for without any.
+    """
+    if texts is None and settings.selection == "threshold":
+        raise SettingError("selection: 'threshold' needs texts to find thresholds on; pass texts=... or use 'top'")
+    if texts is None and (labels is not None or settings.max_drop is not None):
+        missing = "labels" if labels is not None else f"max_drop={settings.max_drop:g}"
+        raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
+    return Given(
+        None if texts is None else load_examples(texts, labels),
+        None if test is None else load_examples(test, name="test"),
+    )
+
+
+def ask_about_texts(
+    job: Job, model: Model, target: Target, given: Given
+) -> tuple[Job, Model, Texts | None, TextPart | None]:
+    """Splits the texts and asks the original about all of them, before anything is done to its weights.
+
+    Returns:
+        The job with texts to calibrate on, the model with the tolerance that its answers give, the parts of the texts
+        and the test texts, both with the original's answers.
+    """
+    if job.settings.plan is not None:
+        check_plan(job.settings.plan, model.num_layers)
+    parts = None
+    if given.texts is not None:
+        parts = _ask(job, model, target, split_texts(job, model, given.texts))
+        calibration = CalibrationTexts.draw(parts.choosing.tokenizer, parts.choosing.encoded)
+        job = dataclasses.replace(job, calibration=calibration)
+        model = dataclasses.replace(model, task=parts.choosing.task)
+    if given.test is None:
+        return job, model, parts, None
+    on_test = encode_examples(job.require_tokenizer("test"), model, given.test, "test")
+    return job, model, parts, ask_original(job, model, target, on_test, "test texts")
+
+
+def _ask(job: Job, model: Model, target: Target, parts: Texts) -> Texts:
+    choosing = ask_original(job, model, target, parts.choosing, "choosing")
+    certifying = ask_original(job, model, target, parts.certifying, "held-out texts")
+    task = model.task.calibrated(choosing.original_answer)
+    training = None if parts.training is None else ask_original(job, model, target, parts.training, "training")
+    return dataclasses.replace(
+        parts,
+        choosing=dataclasses.replace(choosing, task=task),
+        certifying=dataclasses.replace(certifying, task=task),
+        training=training,
+    )
