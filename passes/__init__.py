@@ -1,6 +1,6 @@
 """Graph rewrites for Transformer encoders: torch.fx graphs in, torch.fx graphs out.
 
-A new pass is a new file here; the order they run in is one list, in `mpcompile.graph.segments.rewrite`.
+A new pass is a new file here; the order they run in is one list, in `mpcompile/graph/rewrite.py`.
 """
 
 from passes.canonicalize import Canonicalize

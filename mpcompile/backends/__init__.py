@@ -8,7 +8,7 @@ from mpcompile.errors import BackendError
 BACKENDS = ("openvino", "eager", "inductor", "tensorrt")
 DEVICES = ("auto", "cpu", "cuda")
 BUILDERS = ("auto", "onnx", "torch_tensorrt")
-"""What makes the engines of the tensorrt backend."""
+"""Builders of the tensorrt backend's engines."""
 _ON_CPU, _ON_GPU = ("auto", "openvino", "eager"), ("tensorrt",)
 
 

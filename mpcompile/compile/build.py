@@ -19,7 +19,7 @@ from mpcompile.store.results import Store
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What engines are built from.
+    """A blueprint of engines: everything that they are built from.
 
     Attributes:
         segments: the chain, with graphs.
@@ -82,7 +82,7 @@ def _describe(target: Target, blueprint: Blueprint, segment: Segment) -> dict[st
 
 
 def _record(target: Target, blueprint: Blueprint, store: Store) -> Sequence[Samples]:
-    """Inputs of each segment; none without texts, of which the backend will complain."""
+    """Inputs of each segment; none without texts, which the backend then refuses."""
     segments = blueprint.segments
     if blueprint.calibration is None:
         return [()] * len(segments)

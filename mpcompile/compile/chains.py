@@ -1,4 +1,4 @@
-"""Chains of engines: built for the candidates of a front, and the better chain kept."""
+"""Builds chains of engines for the candidates of a front, and keeps the better chain."""
 
 from __future__ import annotations
 

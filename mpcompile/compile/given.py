@@ -1,4 +1,4 @@
-"""The user's texts: read and checked before anything slow, then answered by the original."""
+"""Reads and checks the user's texts before anything slow starts, and asks the original about them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Given:
     """Texts as they were given.
 
     Attributes:
-        texts: of the domain, None without any.
-        test: for the report alone, None without any.
+        texts: texts of the domain, None without any.
+        test: texts that are read for the report alone, None without any.
     """
 
     texts: Examples | None

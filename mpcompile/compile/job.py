@@ -27,7 +27,7 @@ class Job:
     Attributes:
         settings: options of `optimize`.
         original: model as passed in.
-        tokenizer: of the original, None when none is known; with texts there is one.
+        tokenizer: tokenizer of the original, None when none is known; with texts there is one.
         store: for slow results.
         progress: draws the stages.
         calibration: texts that int8 engines are calibrated on, None without texts.
@@ -58,10 +58,10 @@ class Model:
     """A model as it is compiled: the original at first, a fine-tuned copy of it once one was trained.
 
     Attributes:
-        captured: its graph, with weights.
+        captured: the graph of the model, with weights.
         digest: SHA-256 of everything that decides what the graph computes.
-        task: what its logits are; of a regression with the tolerance that the texts for choosing give.
-        token_thresholds: that were learned with the weights, by layer that prunes; None where none were.
+        task: what the logits are; for a regression with the tolerance that the texts for choosing give.
+        token_thresholds: thresholds learned with the weights, by layer that prunes; None where none were.
     """
 
     captured: CapturedModel

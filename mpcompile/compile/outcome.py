@@ -1,4 +1,4 @@
-"""What came out of a run: the chosen point as a report."""
+"""The outcome of a run: settles on a point and writes the report of it."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The engines that are returned, and what the clock said of them.
+    """The engines that are returned, and what was measured of them.
 
     Attributes:
         built: the chain of engines.
-        baseline: what they were timed against.
+        baseline: the systems that the engines were timed against.
         front: measured points.
         choice: the point that is returned.
-        timings: of the original, the unpruned engine, the exits alone and the point.
-        notes: what is to be said about how the chain was chosen.
+        timings: timings of the original, the unpruned engine, the exits alone and the point.
+        notes: notes for the report on how the chain was chosen.
     """
 
     built: Built
@@ -149,7 +149,7 @@ def _describe_model(job: Job, model: Model) -> dict[str, str | int]:
 
 
 def _trace(job: Job, model: Model, outcome: Outcome, parts: Texts | None) -> tuple[SampleText, ...]:
-    """What became of some texts, for report.html; none where they are confidential."""
+    """Some texts for report.html, traced token by token; none where they are confidential."""
     if parts is None or not job.settings.show_texts:
         return ()
     with job.progress.stage("trace sample texts"):
@@ -178,7 +178,7 @@ def find_versions() -> dict[str, str]:
 
 
 def _busy_notes() -> list[str]:
-    """Says so when other processes had the machine, too: torch's OpenMP suffers from that far more than OpenVINO."""
+    """A note when other processes used the machine, too: torch's OpenMP suffers from that far more than OpenVINO."""
     if not hasattr(os, "getloadavg"):
         return []
     load, cores = os.getloadavg()[0], count_cores()

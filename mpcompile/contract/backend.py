@@ -99,7 +99,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """What engines are built for.
+    """The target of engines: backend, precision and config.
 
     Attributes:
         backend: builds the engines.

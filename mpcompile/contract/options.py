@@ -35,7 +35,7 @@ _ARGS = "        **options: "
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of an option beside its name, type and default.
+    """An option, beside its name, type and default.
 
     Attributes:
         help: one sentence, for docstring and command line.
@@ -196,7 +196,7 @@ def read_arguments(parsed: argparse.Namespace, settings: type[Options]) -> dict[
 
 
 def _find_type(hint: Any) -> Callable[[str], Any]:
-    """What reads a word: the one type of `T` or `T | None`."""
+    """The function that reads a word of the command line: the one type of `T` or `T | None`."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     found: Callable[[str], Any] = next(kind for kind in kinds if kind in (int, float, str, Path))
     return found

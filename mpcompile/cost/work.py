@@ -150,7 +150,7 @@ class GraphWork:
     def list_parts(
         self, is_first: bool, first: int, exit_layer: int, seq_len: Size, point: OperatingPoint
     ) -> Iterator[Part]:
-        """What a segment runs: embeddings or entry, layers `first` to `exit_layer`, the head or classifier there.
+        """Parts of a segment: embeddings or entry, layers `first` to `exit_layer`, the head or classifier there.
 
         Args:
             is_first: whether it starts from ids; after an exit at layer 0 another segment starts at that layer, too.

@@ -11,7 +11,7 @@ from passes import ExitHead, InsertExit, PruneByThreshold, PruneTokens, TapFeatu
 from passes.pass_base import Pass
 
 PRUNES = {"top": PruneTokens, "threshold": PruneByThreshold}
-"""Passes by what is selected."""
+"""Passes that prune, by `selection`."""
 
 
 def rewrite(
@@ -24,7 +24,7 @@ def rewrite(
     """Copies a canonical graph, sharing its weights, and inserts exits and prunes.
 
     Args:
-        selection: what a prune keeps: "top", so many tokens as the host says, or "threshold", those that receive
+        selection: what a prune keeps: "top", as many tokens as the host says, or "threshold", those that receive
             enough attention.
     """
     passes: list[Pass] = [InsertExit(layer, head) for layer, head in sorted(heads.items())]

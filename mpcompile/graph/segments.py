@@ -1,4 +1,4 @@
-"""Partition: the rewritten graph as a chain of segments."""
+"""Partitions a rewritten graph into a chain of segments."""
 
 from __future__ import annotations
 

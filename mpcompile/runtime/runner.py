@@ -1,4 +1,4 @@
-"""Plans loaded into what runs them. Imports no torch."""
+"""Loads plans into a runtime, or into several lanes. Imports no torch."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from mpcompile.store.results import digest_arrays
 from passes import ExitHead
 
 VALIDATION_SHARE, MAX_VALIDATION = 0.1, 400
-"""Of the texts for training, how many decide when to stop."""
+"""Share of the texts for training that decide when to stop, and the largest number of them."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def split_validation(part: TextPart) -> tuple[TextPart, TextPart]:
 
 
 def adopt(model: Model, trained: Elastic | Pyramid) -> Model:
-    """The context with a trained model in place of the captured one."""
+    """The model with trained weights in place of the captured ones."""
     weights = {name: value.detach().numpy() for name, value in name_weights(trained.captured.graph_module).items()}
     digest = f"{model.digest} {digest_arrays(weights)}"
     learned = trained.token_thresholds if isinstance(trained, Pyramid) else None

@@ -87,7 +87,7 @@ class Collector:
         return self._memory[schedule]
 
     def run(self, schedule: KeepSchedule, index: np.ndarray) -> Features:
-        """Features of some of the texts, kept nowhere."""
+        """Features of some of the texts, which are not stored."""
         return self._engine.collect(self._part.take(index).encoded, schedule, lambda _: None)
 
     @functools.cached_property
@@ -127,7 +127,7 @@ class HeldOutAnswers:
 
 
 def _with_thresholds(model: Model, part: TextPart, schedules: tuple[KeepSchedule, ...]) -> tuple[KeepSchedule, ...]:
-    """Schedules of thresholds: shares of those that were learned, else such as keep what the given ones keep."""
+    """Schedules of thresholds: shares of the learned ones, else thresholds that keep what given schedules keep."""
     layers, ones = schedules[0].prune_layers, schedules[0].keep_ratios
     if model.token_thresholds is not None:
         learned = [model.token_thresholds[layer] for layer in layers]

@@ -35,7 +35,7 @@ class Chosen:
         heads: by exit layer, without the model's own classifier.
         prune_layers: layers that any candidate prunes in.
         last_exit: exit that all candidates end at or before, None for the model's own classifier.
-        cost: calibrated on the model.
+        cost: cost model, calibrated on the model.
     """
 
     candidates: tuple[Candidate, ...]
@@ -47,7 +47,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Question:
-    """What points are searched for.
+    """A search for points: the texts, and the speed that is wanted.
 
     Attributes:
         part: texts for choosing, with the original's answers.
@@ -66,7 +66,7 @@ def choose_from_texts(job: Job, model: Model, target: Target, question: Question
     """Searches points on held-out answers: of the chain of engines that is predicted to be best, and of a plainer one.
 
     Where the best one prunes, the other one does not: what sorting tokens costs depends on sizes and on what else the
-    engine runs, more than is predicted, and the clock is to decide.
+    engine runs, more than is predicted, so that the measurement decides.
     """
     part, heads = question.part, question.heads
     collector = Collector(job, model, target, tuple(sorted(heads.heads)) if heads else (), part)
@@ -93,7 +93,7 @@ def choose_from_texts(job: Job, model: Model, target: Target, question: Question
 
 
 def _identify(job: Job, model: Model, target: Target, part: TextPart, pricer: Pricer) -> dict[str, str]:
-    """What a study of schedules belongs to."""
+    """The identity of a study of schedules: what it belongs to."""
     return {
         "model": model.digest,
         "texts": part.digest,

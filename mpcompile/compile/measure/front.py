@@ -30,7 +30,7 @@ Calls = Sequence[Callable[[], object]]
 
 @dataclass(frozen=True)
 class Baseline:
-    """What points are compared with, on one workload.
+    """The systems that points are compared with, on one workload.
 
     Attributes:
         original: the model as passed in.

@@ -31,7 +31,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Where batches to time are drawn from: the user's texts, or random ids where none were given.
+    """The source of batches to time: the user's texts, or random ids where none were given.
 
     Attributes:
         part: texts, None for random ids.

@@ -22,7 +22,7 @@ from mpcompile.store.results import digest_arrays
 
 MIN_TEXTS = 16
 TRAINING_SHARE = 0.75
-"""Of the texts that are not put aside for the certificate, how many train a backbone; the rest choose points."""
+"""Share of the texts not put aside for the certificate that trains a backbone; the rest chooses points."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class TextPart:
 
     @property
     def original_answer(self) -> np.ndarray:
-        """What the original answers, see `Task.answers`."""
+        """Answers of the original, see `Task.answers`."""
         assert self.original is not None
         return self.task.answers(self.original)
 
     @property
     def truth(self) -> np.ndarray:
-        """What answers are measured against: labels that are classes, else the original's answers."""
+        """The right answers: labels that are classes, else the original's answers."""
         return self.labels if self.labels is not None and self.task.has_classes else self.original_answer
 
     @property
@@ -103,7 +103,7 @@ class TextPart:
     def answer(
         self, runtime: Runner, point: OperatingPoint, on_batch: Callable[[float], None] = lambda _: None
     ) -> RunResult:
-        """What engines answer to all of the texts at a point, see `runtime.answer.answer_texts`."""
+        """Answers of engines to all of the texts at a point, see `runtime.answer.answer_texts`."""
         return answer_texts(runtime, point, self.tokenizer, self.encoded, on_batch=on_batch)
 
 
