@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from mpcompile.contract import version
 from mpcompile.errors import (
     ArtifactError,
     BackendError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mpcompile.planning.plan import plan
     from mpcompile.runtime.model import OptimizedModel
 
-__version__ = "0.1.0"
+__version__ = version.VERSION
 
 __all__ = [
     "ArtifactError",
@@ -40,6 +41,7 @@ __all__ = [
     "OptimizedModel",
     "SettingError",
     "TargetUnreachable",
+    "__version__",
     "load",
     "optimize",
     "plan",

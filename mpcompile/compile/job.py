@@ -94,11 +94,11 @@ def open_job(
     target = _find_target(settings)
     separator_id = original.separator_id if has_pairs else None
     with progress.stage("capture"):
+        digest = original.digest() if separator_id is None else f"{original.digest()} separator {separator_id}"
         captured = capture(original.model, original.pooling.normalise, separator_id)
         tokenizer = None
         if original.tokenizer is not None:
             tokenizer = Tokenizer.from_transformers(original.tokenizer, captured.max_length)
-        digest = original.digest() if separator_id is None else f"{original.digest()} separator {separator_id}"
     job = Job(settings, original, tokenizer, Store(settings.cache_dir), progress)
     return job, Model(captured, digest, captured.task), target
 

@@ -204,7 +204,7 @@ def check_target_directory(target: Path) -> None:
         # Looked for again: another process may be replacing its artifact right now.
         if any(target.iterdir()) and not _holds_artifact(target):
             raise ArtifactError(f"{target}: {_FOREIGN}")
-    elif target.exists():
+    elif target.exists() and not _holds_artifact(target):
         raise ArtifactError(f"{target}: {_FOREIGN}")
     parent = next((path for path in target.absolute().parents if path.exists()), Path("/"))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

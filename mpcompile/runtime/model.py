@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,7 @@ class OptimizedModel:
         request = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         result = self._run(check_request(self._signature, request))
         if hasattr(input_ids, "detach"):
-            import torch
-
+            torch = sys.modules["torch"]  # which made the tensor: a deployed model does not import it
             return ClassifierOutput(
                 *(torch.from_numpy(v) for v in (result.logits, result.exit_layer, result.tokens_kept))
             )

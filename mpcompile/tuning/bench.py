@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-import mpcompile
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import OptimizationProfile
+from mpcompile.contract.version import VERSION
 from mpcompile.cost.timing import measure_interleaved
 from mpcompile.runtime.cores import count_cores
 from mpcompile.runtime.runtime import Runner
@@ -108,7 +108,7 @@ class Bench:
             precisions=backend.precisions(),
             num_threads=backend.count_threads(),
             num_cores=count_cores(),
-            version=mpcompile.__version__,
+            version=VERSION,
         )
 
     def identify_start(self) -> str:

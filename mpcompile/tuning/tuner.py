@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mpcompile
+from mpcompile.contract.version import VERSION
 from mpcompile.errors import SettingError, TuningError
 from mpcompile.progress import StageProgress
 from mpcompile.report.report import Report
@@ -179,10 +179,8 @@ def _check_machines(workers: Sequence[Worker]) -> Machine:
             raise TuningError(
                 f"{worker.name} is not like {workers[0].name}: {machine} and {machines[0]}; tune on nodes of one kind"
             )
-    if machines[0].version != mpcompile.__version__:
-        raise TuningError(
-            f"{workers[0].name} has mpcompile {machines[0].version}, here is {mpcompile.__version__}; install the same"
-        )
+    if machines[0].version != VERSION:
+        raise TuningError(f"{workers[0].name} has mpcompile {machines[0].version}, here is {VERSION}; install the same")
     return machines[0]
 
 
@@ -196,7 +194,7 @@ def _open_study(start: _Start, settings: TuneSettings, machine: Machine, worker:
     space = build_space(start.variant, front, find_cuts(start.manifest.segments), machine, limits, batch_size)
     identity = {
         "model": start.digest,
-        "mpcompile": mpcompile.__version__,
+        "mpcompile": VERSION,
         "study format": STUDY_FORMAT,
         "workload": workload.digest(),
         "machine": digest({**vars(machine), "precisions": list(machine.precisions)}),

@@ -16,6 +16,7 @@ from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import default_profile
+from mpcompile.cost.forecast import Forecast
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from mpcompile.report.report import Report
@@ -23,6 +24,7 @@ from mpcompile.runtime.artifact import EXITS, MODEL, REPORT, Manifest, write_man
 from mpcompile.runtime.requests import ModelSignature
 from mpcompile.runtime.tokens import Tokenizer
 from tests.models import build_head
+from tests.mpcompile.cost.made_up import make_forecast
 from tests.mpcompile.remembered import Remembered
 
 PRUNES = (0, 2)
@@ -104,6 +106,12 @@ def write_artifact(
         folder, Manifest(backend_name, backend.fingerprint(), versions, signature, segments, (8.0, 8.0), True)
     )
     return folder
+
+
+@pytest.fixture
+def made_up() -> Forecast:
+    """A forecast with every field filled: 8 ms unpruned, 2 ms in two engines."""
+    return make_forecast()
 
 
 @pytest.fixture(scope="session")

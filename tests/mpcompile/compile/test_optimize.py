@@ -22,6 +22,7 @@ from mpcompile.backends.torch.eager import EagerBackend
 from mpcompile.compile.choose.candidates import thin
 from mpcompile.compile.choose.features import FeatureCollector
 from mpcompile.compile.choose.schedules import KeepSchedule, exit_candidates, keep_schedules
+from mpcompile.compile.texts.examples import Examples
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.forecast import Forecast, Memory
@@ -303,7 +304,7 @@ def test_original_accuracy_is_that_of_the_original(labelled: OptimizedModel) -> 
 
 
 def test_test_texts_are_what_the_report_is_measured_on(job: Job, model: PreTrainedModel, tiny_tokenizer: Any) -> None:
-    test = mpcompile.data.Examples(tuple(job.texts[:20]), labels=tuple(opposite(model, tiny_tokenizer, job.texts[:20])))
+    test = Examples(tuple(job.texts[:20]), labels=tuple(opposite(model, tiny_tokenizer, job.texts[:20])))
     report = job(model, texts=job.texts, test=test).report
     assert report.original_accuracy == 0.0
     assert report.measured_on == "20 test texts"

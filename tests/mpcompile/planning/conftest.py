@@ -8,33 +8,9 @@ import pytest
 from transformers import PreTrainedModel
 
 import mpcompile
-from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.cost.forecast import Forecast, Memory, SegmentTime
+from mpcompile.cost.forecast import Forecast
 from mpcompile.cost.work import GraphWork, estimate_work
 from mpcompile.graph.capture import CapturedModel
-
-
-@pytest.fixture
-def made_up() -> Forecast:
-    """A plan with every field filled: 8 ms unpruned, 2 ms in two engines."""
-    return Forecast(
-        model="tiny",
-        device="l4",
-        precision="f16",
-        batch_size=8,
-        mean_length=21.5,
-        target_speedup=4,
-        unpruned_s=0.008,
-        floor_s=0.001,
-        reachable_speedup=5.97,
-        speedup=4.0,
-        point=OperatingPoint((2, 6), (0.0,), (1, 3), (0.5, 1.0)),
-        exit_share=0.7,
-        segments=(SegmentTime(0, 2, 1.0, 21.5, 11.0, 0.0015), SegmentTime(2, 6, 0.3, 11.0, 11.0, 0.0005)),
-        memory=Memory(weights=2e8, activations=1e8, context=5e8, device=24e9),
-        fixed_share=0.25,
-        notes=("the first [bold] note", "the second"),
-    )
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from mpcompile.store.interrupts import held_interrupts
 ROOT = Path(__file__).resolve().parents[3]
 PREAMBLE = """
 import signal
-from mpcompile.interrupts import held_interrupts
+from mpcompile.store.interrupts import held_interrupts
 signal.signal(signal.SIGINT, signal.default_int_handler)  # CI that was put in the background ignores it
 def interrupt():
     signal.raise_signal(signal.SIGINT)

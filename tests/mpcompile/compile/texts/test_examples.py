@@ -1,4 +1,4 @@
-"""Tests of mpcompile.data and of the file readers behind it."""
+"""Tests of examples, and of the readers of files they come from."""
 
 import csv
 import json
