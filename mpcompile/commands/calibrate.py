@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mpcompile.backends import BACKENDS
 from mpcompile.commands.output import show, silence_transformers
 from mpcompile.errors import SettingError
 
@@ -14,7 +15,7 @@ from mpcompile.errors import SettingError
 def add(commands: Any) -> None:
     """Declares the command."""
     calibrate = commands.add_parser("calibrate", help="measure this machine for the cost model; about a minute")
-    calibrate.add_argument("--backend", default="auto", help="auto, openvino, eager, inductor or tensorrt")
+    calibrate.add_argument("--backend", default="auto", help=f"auto or one of {', '.join(BACKENDS)}")
     calibrate.add_argument("--precision", default="auto", help="auto (the fastest native float), f32, bf16 or int8")
     calibrate.add_argument("--fresh", action="store_true", help="measure again although a profile is kept")
     calibrate.add_argument("--cache-dir", type=Path, help="where it is kept (default: the user's cache)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 from importlib import metadata
@@ -64,9 +63,6 @@ def examine_machine() -> dict[str, Any]:
     backends: dict[str, Any] = {}
     for name in BACKENDS:
         try:
-            if name in ("eager", "inductor") and importlib.util.find_spec("torch") is None:
-                backends[name] = {"missing": "torch is not installed; pip install mpcompile[build]"}
-                continue
             backend = find_backend(name)
             backends[name] = {"precisions": list(backend.precisions()), **backend.fingerprint()}
         except MpcompileError as error:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mpcompile.backends.tensorrt.backend import PRECISIONS as NATIVE
-from mpcompile.backends.tensorrt.backend import fingerprint
+from mpcompile.backends.tensorrt.backend import TensorRtBackend, fingerprint
 from mpcompile.backends.tensorrt.build_log import EngineFacts
 from mpcompile.backends.tensorrt.builder import BuilderOptions, build_engine
 from mpcompile.backends.tensorrt.profiles import list_shapes, shrink_profiles
@@ -126,7 +126,7 @@ def export_bundle(
         (temporary / REPORT).write_text(json.dumps(told.to_json(), indent=2) + "\n", "utf-8")
         (temporary / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", "utf-8")
         (temporary / "README.md").write_text(_describe(out.name, device, precision), "utf-8")
-        bundle = dataclasses.replace(manifest, backend="tensorrt", fingerprint={}, segments=tuple(segments))
+        bundle = dataclasses.replace(manifest, backend=TensorRtBackend.name, fingerprint={}, segments=tuple(segments))
         write_manifest(temporary, bundle)
     return recipe
 

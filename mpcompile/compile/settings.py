@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from mpcompile.backends import BACKENDS
 from mpcompile.contract.front import check_target
 from mpcompile.contract.options import Options, number, one_of, option, optional, whole
 from mpcompile.cost.forecast import Forecast
@@ -78,7 +79,7 @@ class Settings(Options):
         1, "examples that run together in the timed workload; lengths come from the texts", whole(1, 4096)
     )
     device: str = option("auto", "'auto', 'cpu', or 'cuda' for the backends that run on a GPU")
-    backend: str = option("auto", "'auto', 'openvino', 'eager', 'inductor' or 'tensorrt'")
+    backend: str = option("auto", f"'auto' or one of {', '.join(map(repr, BACKENDS))}")
     precision: str = option(
         "auto",
         "'auto', 'f32', 'bf16', 'f16' (on GPUs), or 'int8', which is calibrated on the texts and needs nncf. 'auto' "

@@ -61,10 +61,12 @@ class Backend(Protocol):
     Attributes:
         name: by which it is found.
         needs_graph: whether `load` runs the segment's graph, so that an artifact needs torch to be loaded.
+        fusion: which rules of `cost.fusion.FUSIONS` its kernels follow, for the cost model.
     """
 
     name: str
     needs_graph: bool
+    fusion: str
 
     def fingerprint(self) -> dict[str, str]:
         """Names and versions that make a built engine stale when they change."""

@@ -220,7 +220,7 @@ class GridBench:
         samples = [_random_samples(s) if precision == "int8" else None for s in self.segments]
         plans = [backend.build(s, profile, config, given) for s, given in zip(self.segments, samples, strict=True)]
         self._engines = [backend.load(plan, s, config) for plan, s in zip(plans, self.segments, strict=True)]
-        self._work = estimate_work(captured, backend.name)
+        self._work = estimate_work(captured, backend.fusion)
         self._grid = grid
 
     def calls(self) -> dict[Key, Callable[[], object]]:

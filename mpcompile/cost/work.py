@@ -183,12 +183,12 @@ class Part:
     keep_ratio: float = 1.0
 
 
-def estimate_work(captured: CapturedModel, backend: str) -> GraphWork:
+def estimate_work(captured: CapturedModel, fusion: str) -> GraphWork:
     """Counts the work of a model, region by region.
 
     Args:
         captured: the model.
-        backend: whose fusions to count with, see `FUSIONS`.
+        fusion: rules to count with, of `FUSIONS`; a backend names its own.
     """
     num_layers, size = captured.num_layers, captured.hidden_size
     heads = {layer: ExitHead(size, captured.num_labels, HEAD_WIDTH) for layer in range(num_layers)}
@@ -196,7 +196,7 @@ def estimate_work(captured: CapturedModel, backend: str) -> GraphWork:
     find_place = _places(graph_module)
     placed = fuse(
         trace_operators(graph_module, size, captured.max_length),
-        FUSIONS[backend],
+        FUSIONS[fusion],
         lambda operator: find_place(operator.node),
     )
     by_place: dict[Hashable, list[Group]] = {}
@@ -210,7 +210,7 @@ def estimate_work(captured: CapturedModel, backend: str) -> GraphWork:
 
     layers = range(num_layers)
     return GraphWork(
-        entry=Region.of(_entry_groups(size, FUSIONS[backend])),
+        entry=Region.of(_entry_groups(size, FUSIONS[fusion])),
         embeddings=region("embeddings"),
         attention=tuple(region("attention", layer) for layer in layers),
         prune=tuple(region("prune", layer) for layer in layers),
@@ -220,16 +220,16 @@ def estimate_work(captured: CapturedModel, backend: str) -> GraphWork:
     )
 
 
-def estimate_segment(segment: Segment, backend: str) -> list[Group]:
+def estimate_segment(segment: Segment, fusion: str) -> list[Group]:
     """The groups of one segment in the order they run; sizes of prunes keep their symbols K_N.
 
     Args:
         segment: with its graph.
-        backend: whose fusions to count with.
+        fusion: rules to count with, of `FUSIONS`.
     """
     assert segment.graph_module is not None
     operators = trace_operators(segment.graph_module, segment.hidden_size)
-    return [group for _, group in fuse(operators, FUSIONS[backend])]
+    return [group for _, group in fuse(operators, FUSIONS[fusion])]
 
 
 def _entry_groups(hidden_size: int, fusion: Fusion) -> list[Group]:

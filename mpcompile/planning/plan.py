@@ -36,6 +36,8 @@ DEFAULT_LENGTH = 128
 CONTEXT_BYTES = {"gpu": 5e8, "cpu": 2e8}
 """Driver, libraries and runtime in memory, estimates: a CUDA context with TensorRT's kernels takes 0.3 to 0.8 GB
 (https://github.com/NVIDIA/TensorRT/issues/1858), OpenVINO with Python about 0.2 GB."""
+FUSION_ON = {"gpu": "tensorrt", "cpu": "openvino"}
+"""Rules of `cost.fusion.FUSIONS` that engines on a kind of device follow: the fastest backend there."""
 ROOMY = 0.8
 """Share of the memory that may be filled before the plan warns."""
 
@@ -124,7 +126,7 @@ def _choose_precision(device: Device, precision: str) -> str:
 def _list_native() -> tuple[str, ...]:
     """Precisions of this machine, the fastest first: what `mpcompile calibrate` measures, too."""
     try:
-        precisions = find_backend("openvino").precisions()
+        precisions = find_backend("auto").precisions()
         return tuple(name for name in precisions[::-1] if name != "int8")
     except BackendError:
         return ("bf16", "f32")
@@ -151,7 +153,7 @@ def _cost_model(
     captured: CapturedModel, device: Device, precision: str, store: Store
 ) -> tuple[CostModel, tuple[str, ...]]:
     """The cost model on a device: measured where it is this machine and was measured, else declared."""
-    backend = "tensorrt" if device.kind == "gpu" else "openvino"
+    fusion = FUSION_ON[device.kind]
     rates = declare_rates(device, precision)
     note = (
         f"times follow from datasheets (devices.toml); time of arithmetic scaled by {device.arithmetic_scale:g}, "
@@ -163,14 +165,14 @@ def _cost_model(
         if profile is not None:
             rates = profile.rates
             note = f"times follow from a measured profile of this machine, median error {profile.median_error:.0%}"
-    work = estimate_work(captured, backend)
+    work = estimate_work(captured, fusion)
     return CostModel(work, rates, max_length=captured.max_length), (note,)
 
 
 def _find_profile(precision: str, store: Store) -> Profile | None:
     """This machine's, where it can run that precision at all."""
     try:
-        backend = find_backend("openvino")
+        backend = find_backend("auto")
     except BackendError:
         return None
     return find_kept_profile(backend, precision, BuildConfig(), store)

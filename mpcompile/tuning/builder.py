@@ -162,7 +162,7 @@ class VariantBuilder:
     def _stored_maybe(self, variant: Variant) -> tuple[tuple[Segment, ...], tuple[bytes, ...]] | None:
         manifest = self.manifest
         is_own = (variant.cuts, variant.profile) == ("front", "given")
-        is_fresh = self.backend.fingerprint() == manifest.fingerprint and self.backend.name != "eager"
+        is_fresh = self.backend.fingerprint() == manifest.fingerprint and not self.backend.needs_graph
         # Engines in int8 are not rebuilt: that takes texts.
         is_fresh = is_fresh or variant.precision == "int8"
         if not is_own or not is_fresh or variant.precision != manifest.segments[0].precision:

@@ -6,7 +6,6 @@ import dataclasses
 import platform
 import struct
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     needs_graph = False
+    fusion = "openvino"
 
     def __init__(self) -> None:
         self._core = openvino.Core()
@@ -80,6 +80,8 @@ class OpenVinoBackend:
     def build(
         self, segment: Segment, profile: OptimizationProfile, config: BuildConfig, samples: Samples | None = None
     ) -> bytes:
+        from mpcompile.backends.openvino.convert import convert, number_operations
+
         model = convert(segment)
         if segment.precision == "int8":
             from mpcompile.backends.openvino.quantise import quantise
@@ -115,37 +117,3 @@ class OpenVinoBackend:
             return tuple(OpenVinoEngine(compiled, segment) for _ in range(config.num_streams))
         except RuntimeError as error:
             raise BackendError(f"segment {segment.index}: OpenVINO could not load its engine: {error}") from error
-
-
-def convert(segment: Segment) -> openvino.Model:
-    """Converts a segment to an OpenVINO model with named inputs and outputs.
-
-    Raises:
-        BackendError: when OpenVINO cannot convert it.
-    """
-    from mpcompile.graph.export import export_segment
-
-    program = export_segment(segment)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = openvino.convert_model(program)
-    except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
-        raise BackendError(f"segment {segment.index}: OpenVINO could not convert it: {error}") from error
-    number_operations(model)
-    # Ports keep the program's order; the names that the converter gives them are its own.
-    for port, name in zip(model.inputs, segment.input_names, strict=True):
-        port.get_tensor().set_names({name})
-    for port, name in zip(model.outputs, segment.output_names, strict=True):
-        port.get_tensor().set_names({name})
-    return model
-
-
-def number_operations(model: openvino.Model) -> None:
-    """Names operations by their order.
-
-    The converter numbers what it makes through the life of the process: one segment would give many plans.
-    """
-    model.set_friendly_name("segment")
-    for position, operation in enumerate(model.get_ordered_ops()):
-        operation.set_friendly_name(f"{operation.get_type_name()}_{position}")

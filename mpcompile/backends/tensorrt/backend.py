@@ -33,6 +33,7 @@ class TensorRtBackend:
 
     name = "tensorrt"
     needs_graph = False
+    fusion = "tensorrt"
 
     def __init__(self, builder: str = "onnx") -> None:
         self._device = Cuda()  # first: without a GPU, there is no need to load the library

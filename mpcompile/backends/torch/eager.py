@@ -32,6 +32,7 @@ class EagerBackend(GraphBackend):
     """Runs graphs as they are."""
 
     name = "eager"
+    fusion = "per operator"
 
     def fingerprint(self) -> dict[str, str]:
         return {"torch": torch.__version__, "machine": platform.machine()}

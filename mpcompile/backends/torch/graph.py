@@ -18,6 +18,7 @@ class GraphBackend:
 
     name: str
     needs_graph = True
+    fusion: str
 
     def make_engine(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
         """An engine of a segment that has its graph."""

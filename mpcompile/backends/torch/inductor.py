@@ -151,6 +151,7 @@ class InductorBackend(GraphBackend):
     """
 
     name = "inductor"
+    fusion = "inductor"
 
     def __init__(self, device: str = "auto") -> None:
         if device == "cuda" and not torch.cuda.is_available():

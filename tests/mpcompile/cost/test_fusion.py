@@ -22,7 +22,7 @@ from tests.mpcompile.cost.graphs import build_graph, traced
 B, S = BATCH, LENGTH
 T = B * S
 NODE = Graph().placeholder("anything")
-EAGER, OPENVINO, TENSORRT = FUSIONS["eager"], FUSIONS["openvino"], FUSIONS["tensorrt"]
+EAGER, OPENVINO, TENSORRT = FUSIONS["per operator"], FUSIONS["openvino"], FUSIONS["tensorrt"]
 
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS)
 every_graph = pytest.mark.parametrize("kind", ["captured", "rewritten", "segment 0", "segment 1"])
@@ -288,7 +288,7 @@ def test_operator_joins_the_latest_group_that_it_reads_from() -> None:
 
 def test_norm_is_two_launches_in_openvino_and_one_elsewhere() -> None:
     launches = {name: [group.num_launches for group in groups_of(ADD_NORM, FUSIONS[name])] for name in FUSIONS}
-    assert launches == {"eager": [1, 1], "openvino": [1, 2], "tensorrt": [1, 1]}
+    assert launches == {"per operator": [1, 1], "inductor": [1, 1], "openvino": [1, 2], "tensorrt": [1, 1]}
 
 
 # A real layer.
@@ -297,7 +297,7 @@ def test_norm_is_two_launches_in_openvino_and_one_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("fusion", "kinds"),
     [
-        ("eager", {"matmul": 6, "attention": 1, "norm": 2, "pointwise": 3}),
+        ("per operator", {"matmul": 6, "attention": 1, "norm": 2, "pointwise": 3}),
         ("openvino", {"matmul": 6, "attention": 1, "norm": 2, "pointwise": 2}),
         ("tensorrt", {"matmul": 4, "attention": 1, "norm": 2}),
     ],
@@ -440,7 +440,7 @@ def test_groups_of_a_real_graph_are_in_an_order_that_can_run(fusion: Fusion, kin
 def executed(captured: CapturedModel) -> tuple[list[Group], list[tuple[str, str]]]:
     """The groups of two layers, one of which prunes, with an exit; and what OpenVINO runs, by type and origin."""
     openvino = pytest.importorskip("openvino")
-    from mpcompile.backends.openvino.backend import convert
+    from mpcompile.backends.openvino.convert import convert
 
     (segment,) = partition(captured, {2: build_head(2)}, (1,), last_exit=2)
     compiled = openvino.Core().compile_model(convert(segment), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -317,7 +317,7 @@ def test_pruned_layer_does_its_feed_forward_on_kept_tokens_alone(tiny_work: Grap
 
 def test_model_of_few_positions_is_counted() -> None:
     captured = capture(build_model("bert", num_layers=1, max_position_embeddings=16))
-    assert estimate_work(captured, "eager").num_layers == 1
+    assert estimate_work(captured, "per operator").num_layers == 1
 
 
 # Regions made by hand.
