@@ -26,20 +26,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from transformers.utils import logging as transformers_logging
 
 from mpcompile.backends import find_backend
-from mpcompile.contract.backend import Backend, BuildConfig
-from mpcompile.cost.calibration import (
-    FULL,
-    HELD_OUT,
-    QUICK,
-    Grid,
-    GridBench,
-    Profile,
-    Sample,
-    describe_fit,
-    fit_rates,
-    measure_steady,
-)
+from mpcompile.contract.backend import Backend, Target
+from mpcompile.cost.calibration import Profile, describe_fit, fit_rates
 from mpcompile.cost.devices import find_device
+from mpcompile.cost.grid_bench import FULL, HELD_OUT, QUICK, Grid, GridBench, Sample, measure_steady
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.cost.work import GraphWork, estimate_work
@@ -84,14 +74,14 @@ def _check_machine(options: argparse.Namespace, backend: Backend, precision: str
 
     All are timed in the same rounds: a shared machine is not equally fast an hour, or a minute, later.
     """
-    config, declared = BuildConfig(), declare_rates(find_device("cpu"), precision)
+    target, declared = Target(backend, precision), declare_rates(find_device("cpu"), precision)
     fitted, held_out = (QUICK, QUICK) if options.smoke else (FULL, HELD_OUT)
-    benches = {f"fitted {i}": GridBench(backend, precision, config, grid) for i, grid in enumerate(fitted)}
-    benches |= {f"held-out width {i}": GridBench(backend, precision, config, grid) for i, grid in enumerate(held_out)}
+    benches = {f"fitted {i}": GridBench(target, grid) for i, grid in enumerate(fitted)}
+    benches |= {f"held-out width {i}": GridBench(target, grid) for i, grid in enumerate(held_out)}
     if options.model and not options.smoke:
         captured = capture(AutoModelForSequenceClassification.from_pretrained(options.model).eval())
         benches[f"segments of {Path(options.model).name}"] = GridBench(
-            backend, precision, config, SEGMENT_GRID, captured, SEGMENT_EXITS, SEGMENT_PRUNES
+            target, SEGMENT_GRID, captured, SEGMENT_EXITS, SEGMENT_PRUNES
         )
     calls = {(name, key): call for name, bench in benches.items() for key, call in bench.calls().items()}
     seconds = measure_steady(calls, options.runs)

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from mpcompile.backends import find_backend
-    from mpcompile.contract.backend import BuildConfig
+    from mpcompile.contract.backend import Target
     from mpcompile.contract.precision import fastest_float
     from mpcompile.cost.profiles import describe_profile, find_profile
     from mpcompile.progress import StageProgress
@@ -40,5 +40,5 @@ def _run(options: argparse.Namespace) -> None:
         raise SettingError(f"--precision: {precision!r}; {backend.name} runs {', '.join(native)} here, or auto")
     with StageProgress(not options.no_progress) as bars, bars.stage("calibrate") as stage:
         store = Store(options.cache_dir)
-        profile = find_profile(backend, precision, BuildConfig(), store, stage, thorough=True, fresh=options.fresh)
+        profile = find_profile(Target(backend, precision), store, stage, thorough=True, fresh=options.fresh)
     show(json.dumps(profile.to_json()) if options.json else describe_profile(profile))

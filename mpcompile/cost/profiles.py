@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mpcompile.contract.backend import Backend, BuildConfig
-from mpcompile.cost.calibration import FITTED, FULL, QUICK, Grid, Profile, calibrate
+from mpcompile.contract.backend import Target
+from mpcompile.cost.calibration import FITTED, Profile, calibrate
 from mpcompile.cost.devices import find_device
+from mpcompile.cost.grid_bench import FULL, QUICK, Grid
 from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.store.results import Store
 
@@ -20,9 +21,7 @@ PRESENT_MACHINE = "cpu"
 
 
 def find_profile(
-    backend: Backend,
-    precision: str,
-    config: BuildConfig,
+    target: Target,
     store: Store,
     on_step: Callable[[float], None] = lambda _: None,
     thorough: bool = False,
@@ -31,9 +30,7 @@ def find_profile(
     """The present machine as it was measured before, else measured now.
 
     Args:
-        backend: whose engines are timed.
-        precision: of the engines.
-        config: of the engines.
+        target: what the timed engines are built for.
         store: where profiles are kept.
         on_step: told the share done.
         thorough: about a minute of measuring; otherwise a thorough profile is used where there is one,
@@ -43,34 +40,35 @@ def find_profile(
     Raises:
         BackendError: when an engine cannot be built.
     """
-    declared = declare_rates(find_device(PRESENT_MACHINE), precision)
+    declared = declare_rates(find_device(PRESENT_MACHINE), target.precision)
     for grids in () if fresh else (FULL,) if thorough else (FULL, QUICK):
-        kept = store.find_maybe(_key(backend, precision, config, grids))
+        kept = store.find_maybe(_key(target, grids))
         if kept is not None:
-            return _from_arrays(kept, declared, backend.name)
+            return _from_arrays(kept, declared, target.backend.name)
     grids = FULL if thorough else QUICK
-    arrays = _to_arrays(calibrate(backend, precision, config, declared, grids, on_step=on_step))
-    store.keep(_key(backend, precision, config, grids), arrays)
-    return _from_arrays(arrays, declared, backend.name)
+    arrays = _to_arrays(calibrate(target, declared, grids, on_step=on_step))
+    store.keep(_key(target, grids), arrays)
+    return _from_arrays(arrays, declared, target.backend.name)
 
 
-def find_kept_profile(backend: Backend, precision: str, config: BuildConfig, store: Store) -> Profile | None:
+def find_kept_profile(target: Target, store: Store) -> Profile | None:
     """The present machine as it was measured before, None when it was not; measures nothing."""
     for grids in (FULL, QUICK):
-        arrays = store.find_maybe(_key(backend, precision, config, grids))
+        arrays = store.find_maybe(_key(target, grids))
         if arrays is not None:
-            return _from_arrays(arrays, declare_rates(find_device(PRESENT_MACHINE), precision), backend.name)
+            declared = declare_rates(find_device(PRESENT_MACHINE), target.precision)
+            return _from_arrays(arrays, declared, target.backend.name)
     return None
 
 
-def _key(backend: Backend, precision: str, config: BuildConfig, grids: Sequence[Grid]) -> dict[str, object]:
+def _key(target: Target, grids: Sequence[Grid]) -> dict[str, object]:
     return {
         "kind": "profile",
         "format": FORMAT,
-        "backend": backend.name,
-        "precision": precision,
-        "fingerprint": backend.fingerprint(),
-        "threads": config.num_threads,
+        "backend": target.backend.name,
+        "precision": target.precision,
+        "fingerprint": target.backend.fingerprint(),
+        "threads": target.config.num_threads,
         "grid": repr(grids),
     }
 

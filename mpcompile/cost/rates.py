@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpcompile.contract.precision import ELEMENT_BYTES
-from mpcompile.cost.devices import Device
+from mpcompile.cost.device import Device
 from mpcompile.cost.fusion import FP32_BYTES
 from mpcompile.errors import SettingError
 

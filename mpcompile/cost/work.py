@@ -30,6 +30,8 @@ from passes.ops import enter_segment, prune_tokens
 
 KEPT = sympy.Symbol("K", integer=True, positive=True)
 HEAD_WIDTH = 128
+_COUNTED: dict[tuple[object, ...], GraphWork] = {}
+_MAX_COUNTED = 64
 Size = np.ndarray | np.float64
 """A number of examples or tokens, or an array of them."""
 
@@ -189,7 +191,20 @@ def estimate_work(captured: CapturedModel, fusion: str) -> GraphWork:
     Args:
         captured: the model.
         fusion: rules to count with, of `FUSIONS`; a backend names its own.
+
+    Returns:
+        The work, counted once in a process for graphs of the same code and shapes: all precisions of a run share it.
     """
+    shapes = str([(name, value.shape) for name, value in captured.graph_module.state_dict().items()])
+    key = (captured.graph_module.code, shapes, captured.num_labels, captured.max_length, fusion)
+    if key not in _COUNTED:
+        if len(_COUNTED) >= _MAX_COUNTED:
+            _COUNTED.pop(next(iter(_COUNTED)))
+        _COUNTED[key] = _count_work(captured, fusion)
+    return _COUNTED[key]
+
+
+def _count_work(captured: CapturedModel, fusion: str) -> GraphWork:
     num_layers, size = captured.num_layers, captured.hidden_size
     heads = {layer: ExitHead(size, captured.num_labels, HEAD_WIDTH) for layer in range(num_layers)}
     graph_module = rewrite(captured.graph_module, heads, tuple(range(num_layers)))

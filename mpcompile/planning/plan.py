@@ -11,11 +11,12 @@ import numpy as np
 from mpcompile.backends import find_backend
 from mpcompile.compile.original import Original, open_original
 from mpcompile.compile.texts.examples import load_examples
-from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.backend import Target
 from mpcompile.contract.front import check_target
 from mpcompile.contract.task import Task
 from mpcompile.cost.calibration import Profile
-from mpcompile.cost.devices import Device, find_device
+from mpcompile.cost.device import Device
+from mpcompile.cost.devices import find_device
 from mpcompile.cost.forecast import Forecast, Memory
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import PRESENT_MACHINE, find_kept_profile
@@ -175,7 +176,7 @@ def _find_profile(precision: str, store: Store) -> Profile | None:
         backend = find_backend("auto")
     except BackendError:
         return None
-    return find_kept_profile(backend, precision, BuildConfig(), store)
+    return find_kept_profile(Target(backend, precision), store)
 
 
 def _estimate_memory(

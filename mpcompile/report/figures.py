@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -86,7 +86,8 @@ def draw_front(report: Report) -> go.Figure:
     times = [original_ms, target_ms, *(1e3 * point.measured_s for point in points)]
     axis = _time_axis(_widen(times), "ms per batch")
     place = _place(axis, original_ms), original_height
-    _mark(figure, original_ms, original_height, place, "original", GREY, "<b>original</b> as passed in", (0, -20))
+    mark = _Mark("original", GREY, "<b>original</b> as passed in", (0, -20))
+    _add_mark(figure, (original_ms, original_height), place, mark)
     place = _place(axis, 1e3 * chosen.measured_s), heights[report.chosen]
     # To the right and below lie only points that this one beats; at the right end there is no room.
     left_end, right_end = axis["range"]
@@ -231,27 +232,27 @@ def _mark_chosen(
     figure: go.Figure, chosen: MeasuredPoint, y: float, place: tuple[float, float], offset_px: tuple[int, int]
 ) -> None:
     label, hover = f"<b>chosen, {chosen.speedup:.1f}x</b>", f"<b>chosen</b><br>{_describe(chosen)}"
-    _mark(figure, 1e3 * chosen.measured_s, y, place, label, ORANGE, hover, offset_px)
+    _add_mark(figure, (1e3 * chosen.measured_s, y), place, _Mark(label, ORANGE, hover, offset_px))
 
 
-def _mark(
-    figure: go.Figure,
-    x: float,
-    y: float,
-    place: tuple[float, float],
-    label: str,
-    colour: str,
-    hover: str,
-    offset_px: tuple[int, int],
-) -> None:
-    """A large marker and a label beside it, `offset_px` to the right and below; `place` is (x, y) for annotations."""
+class _Mark(NamedTuple):
+    """A marker's label, colour, text when hovered over, and where the label is: right of and below it, in pixels."""
+
+    label: str
+    colour: str
+    hover: str
+    offset_px: tuple[int, int]
+
+
+def _add_mark(figure: go.Figure, at: tuple[float, float], place: tuple[float, float], mark: _Mark) -> None:
+    """A large marker at (x, y) and a label beside it; `place` is (x, y) for annotations."""
     figure.add_scatter(
-        x=[x], y=[y], mode="markers", marker={"color": colour, "size": 13}, name=label, cliponaxis=False,
-        hovertemplate=f"{hover}<extra></extra>",
+        x=at[:1], y=at[1:], mode="markers", marker={"color": mark.colour, "size": 13}, name=mark.label,
+        cliponaxis=False, hovertemplate=f"{mark.hover}<extra></extra>",
     )  # fmt: skip
     figure.add_annotation(
-        x=place[0], y=place[1], text=label, ax=offset_px[0], ay=offset_px[1], showarrow=True, arrowhead=0,
-        arrowwidth=1, arrowcolor=colour, standoff=6,
+        x=place[0], y=place[1], text=mark.label, ax=mark.offset_px[0], ay=mark.offset_px[1], showarrow=True,
+        arrowhead=0, arrowwidth=1, arrowcolor=mark.colour, standoff=6,
     )  # fmt: skip
 
 

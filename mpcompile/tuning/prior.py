@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.model import CostModel
@@ -41,7 +41,7 @@ class Prior:
         captured = builder.sources.captured
         self._precisions = builder.backend.precisions()
         self._precision = builder.manifest.segments[0].precision
-        profile = find_profile(builder.backend, self._precision, BuildConfig(), builder.store)
+        profile = find_profile(Target(builder.backend, self._precision), builder.store)
         work = estimate_work(captured, builder.backend.fusion)
         self._cost = CostModel(work, profile.rates, max_length=captured.max_length)
         self._exits: dict[int, Sequence[np.ndarray]] = {}

@@ -180,7 +180,6 @@ def capture_once(remembered: Remembered) -> Iterator[None]:
     """Captures each model once for all jobs of a module, which takes more than half of their time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpcompile.compile.job.capture", remembered.capture)
-        patch.setattr("mpcompile.compile.choose.cost.estimate_work", remembered.estimate_work)
         yield
 
 

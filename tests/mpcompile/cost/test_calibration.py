@@ -9,27 +9,23 @@ import numpy as np
 import pytest
 
 from mpcompile.backends.torch.eager import EagerBackend
-from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.backend import BuildConfig, Target
 from mpcompile.contract.segment import Segment
 from mpcompile.cost import calibration
-from mpcompile.cost.calibration import (
-    FITTED,
+from mpcompile.cost.calibration import FITTED, Profile, calibrate, describe_fit, fit_rates
+from mpcompile.cost.devices import find_device
+from mpcompile.cost.grid_bench import (
     FULL,
     HELD_OUT,
     QUICK,
     Grid,
     GridBench,
-    Profile,
     Sample,
-    calibrate,
-    describe_fit,
     describe_sample,
-    fit_rates,
     make_call,
     measure_steady,
     random_encoder,
 )
-from mpcompile.cost.devices import find_device
 from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.cost.work import GraphWork, Work
 from mpcompile.graph.capture import CapturedModel
@@ -161,13 +157,13 @@ def segments(captured: CapturedModel) -> tuple[Segment, ...]:
 
 
 def test_sample_says_what_was_measured(tiny_work: GraphWork, segments: tuple[Segment, ...]) -> None:
-    described = describe_sample(tiny_work, segments, 1, 4, 10, 0.5, 2.5)
+    described = describe_sample(tiny_work, segments, (1, 4, 10, 0.5), 2.5)
     assert described.name == "layers 1-3, batch 4, length 10, keep 0.5"
     assert described.measured_s == 2.5
 
 
 def test_sample_has_the_work_of_its_segment(tiny_work: GraphWork, segments: tuple[Segment, ...]) -> None:
-    described = describe_sample(tiny_work, segments, 1, 4, 10, 0.5, 1.0)
+    described = describe_sample(tiny_work, segments, (1, 4, 10, 0.5), 1.0)
     # Entry, attention, prune, feed-forward, attention, feed-forward, classifier: the last three on 5 tokens.
     assert len(described.parts) == 7
     rows = [float(part.products[part.kinds.index("matmul")][1]) for part in described.parts if "matmul" in part.kinds]
@@ -177,7 +173,7 @@ def test_sample_has_the_work_of_its_segment(tiny_work: GraphWork, segments: tupl
 def test_sample_has_the_weights_and_launches_of_its_segment(
     tiny_work: GraphWork, segments: tuple[Segment, ...]
 ) -> None:
-    first, second = (describe_sample(tiny_work, segments, index, 4, 10, 0.5, 1.0) for index in (0, 1))
+    first, second = (describe_sample(tiny_work, segments, (index, 4, 10, 0.5), 1.0) for index in (0, 1))
     layer = tiny_work.attention[0].weight_bytes + tiny_work.feed_forward[0].weight_bytes
     assert second.weight_bytes == 2 * layer + tiny_work.classifier.weight_bytes
     kernels = tiny_work.attention[0].num_launches + tiny_work.feed_forward[0].num_launches
@@ -219,7 +215,7 @@ def encoder() -> CapturedModel:
 
 @pytest.fixture(scope="module")
 def bench(encoder: CapturedModel) -> GridBench:
-    return GridBench(EagerBackend(), "f32", BuildConfig(), GRID, encoder)
+    return GridBench(Target(EagerBackend(), "f32"), GRID, encoder)
 
 
 def test_random_encoder_is_of_the_size_asked_for(encoder: CapturedModel) -> None:
@@ -291,7 +287,7 @@ def test_timed_calls_are_described(bench: GridBench) -> None:
 def test_machine_is_measured(bench: GridBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "GridBench", lambda *_: bench)  # built once for all tests
     shares: list[float] = []
-    profile = calibrate(EagerBackend(), "f32", BuildConfig(), DECLARED, [GRID], runs=1, on_step=shares.append)
+    profile = calibrate(Target(EagerBackend(), "f32"), DECLARED, [GRID], runs=1, on_step=shares.append)
     assert profile.num_samples == len(KEYS)
     assert profile.median_error < 0.5
     assert 0 < profile.rates.launch_s < 1e-3

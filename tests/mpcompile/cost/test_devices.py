@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from mpcompile.cost import devices as module
-from mpcompile.cost.devices import Device, check_device, find_device, load_devices
+from mpcompile.cost.device import Device
+from mpcompile.cost.device_checks import check_device
+from mpcompile.cost.devices import find_device, load_devices
 from mpcompile.errors import SettingError
 
 SHIPPED = Path(module.__file__).with_name("devices.toml")

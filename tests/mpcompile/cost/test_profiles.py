@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from mpcompile.backends.torch.eager import EagerBackend
-from mpcompile.contract.backend import Backend, BuildConfig
+from mpcompile.contract.backend import Backend, BuildConfig, Target
 from mpcompile.cost import profiles
-from mpcompile.cost.calibration import FULL, QUICK, Grid, Profile
+from mpcompile.cost.calibration import Profile
+from mpcompile.cost.grid_bench import FULL, QUICK, Grid
 from mpcompile.cost.profiles import find_kept_profile, find_profile
 from mpcompile.cost.rates import Rates
 from mpcompile.store.results import Store
@@ -26,15 +27,13 @@ class Counted:
 
     def __call__(
         self,
-        backend: Backend,
-        precision: str,
-        config: BuildConfig,
+        target: Target,
         declared: Rates,
         grids: Sequence[Grid],
         on_step: Callable[[float], None],
     ) -> Profile:
         on_step(1.0)
-        self.asked.append((backend.name, precision, config.num_threads))
+        self.asked.append((target.backend.name, target.precision, target.config.num_threads))
         self.grids.append(grids)
         rates = dataclasses.replace(declared, launch_s=float(len(self.grids)), reshape_s=0.5)
         return Profile(rates, median_error=0.05, p95_error=0.2, num_samples=7)
@@ -71,7 +70,7 @@ def find(
     thorough: bool = False,
     fresh: bool = False,
 ) -> Profile:
-    return find_profile(backend or EagerBackend(), precision, config, store, thorough=thorough, fresh=fresh)
+    return find_profile(Target(backend or EagerBackend(), precision, config), store, thorough=thorough, fresh=fresh)
 
 
 def test_machine_is_measured_once(counted: Counted, store: Store) -> None:
@@ -154,23 +153,23 @@ def test_another_number_of_threads_is_measured_anew(counted: Counted, store: Sto
 
 def test_progress_is_told(counted: Counted, store: Store) -> None:
     shares: list[float] = []
-    find_profile(EagerBackend(), "f32", CONFIG, store, shares.append)
+    find_profile(Target(EagerBackend(), "f32", CONFIG), store, shares.append)
     assert shares == [1.0]
 
 
 def test_kept_profile_is_found(counted: Counted, store: Store) -> None:
     profile = find(store)
-    assert find_kept_profile(EagerBackend(), "f32", CONFIG, store) == profile
+    assert find_kept_profile(Target(EagerBackend(), "f32", CONFIG), store) == profile
 
 
 def test_kept_profile_that_is_thorough_is_preferred(counted: Counted, store: Store) -> None:
     find(store)
     thorough = find(store, thorough=True)
-    assert find_kept_profile(EagerBackend(), "f32", CONFIG, store) == thorough
+    assert find_kept_profile(Target(EagerBackend(), "f32", CONFIG), store) == thorough
 
 
 def test_nothing_is_measured_where_a_kept_profile_will_do(counted: Counted, store: Store) -> None:
-    assert find_kept_profile(EagerBackend(), "f32", CONFIG, store) is None
+    assert find_kept_profile(Target(EagerBackend(), "f32", CONFIG), store) is None
     assert counted.grids == []
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from mpcompile.contract.precision import ELEMENT_BYTES
-from mpcompile.cost.devices import Device, load_devices
+from mpcompile.cost.device import Device
+from mpcompile.cost.devices import load_devices
 from mpcompile.cost.rates import CPU_PRODUCT_S, GPU_TILES, Rates, declare_rates
 from mpcompile.errors import SettingError
 

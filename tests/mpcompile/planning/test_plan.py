@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends.openvino.backend import OpenVinoBackend
-from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.precision import fastest_float
 from mpcompile.cost import profiles
@@ -260,11 +260,11 @@ def test_bad_texts_are_refused(plan_tiny: PlanTiny, tiny_tokenizer: PreTrainedTo
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """Measures this machine in a precision: a call of an engine takes it seconds."""
 
-    def calibrate(_: object, __: str, ___: BuildConfig, declared: Rates, *args: object, **options: object) -> Profile:
+    def calibrate(_: object, declared: Rates, *args: object, **options: object) -> Profile:
         return Profile(dataclasses.replace(declared, engine_s=MEASURED_CALL_S), 0.04, 0.2, 12)
 
     def measure(precision: str) -> None:
-        find_profile(OpenVinoBackend(), precision, BuildConfig(), Store(tmp_path / "cache"))
+        find_profile(Target(OpenVinoBackend(), precision), Store(tmp_path / "cache"))
 
     monkeypatch.setattr(profiles, "calibrate", calibrate)
     return measure
