@@ -28,9 +28,9 @@ from transformers.utils import logging as transformers_logging
 
 from mpcompile.compile.adapt.elastic import ElasticHeads
 from mpcompile.compile.adapt.finetune import adopt, split_validation, teach, train_first_heads
+from mpcompile.compile.adapt.lesson import ElasticSettings, Lesson, Start
 from mpcompile.compile.adapt.losses import find_loss
 from mpcompile.compile.adapt.token_thresholds import Pyramid, ThresholdSettings, train_thresholds
-from mpcompile.compile.adapt.trainer import ElasticSettings
 from mpcompile.compile.build import Blueprint, build_plans
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.features import FeatureCollector
@@ -188,8 +188,8 @@ def prepare(job: Job, model: Model, target: Target, texts: TextPart, options: ar
     heads = train_first_heads(job, model, target, training)
     with job.progress.stage("soft and hard stage") as stage:
         pyramid = train_thresholds(
-            model.captured, heads, prune_layers, teach(training), teach(validation), texts.tokenizer, job.store,
-            settings, find_loss(model.task), stage,
+            Start(model.captured, heads, prune_layers), Lesson(teach(training), teach(validation), texts.tokenizer),
+            job.store, settings, find_loss(model.task), stage,
         )  # fmt: skip
     unpruned = build_unpruned(job, model, target)
     cost = measure_cost_model(job, model, target, unpruned, int(np.median(texts.lengths)))

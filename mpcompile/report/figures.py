@@ -236,7 +236,7 @@ def _mark_chosen(
 
 
 class _Mark(NamedTuple):
-    """A marker's label, colour, text when hovered over, and where the label is: right of and below it, in pixels."""
+    """A marker's label, colour and hover text, and how far right of and below it the label is, in pixels."""
 
     label: str
     colour: str
@@ -265,8 +265,7 @@ def _widen(values: Sequence[float]) -> list[float]:
     """Ends of a range with some space around its values."""
     low, high = min(values), max(values)
     if high / low >= LOG_FROM:
-        space = (high / low) ** 0.08
-        return [low / space, high * space]
+        return [low / (space := (high / low) ** 0.08), high * space]
     space = max(0.08 * (high - low), 0.02 * high)
     return [max(low - space, 0.0), high + space]
 

@@ -22,12 +22,12 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from mpcompile.compile.adapt.checkpoint import Checkpoint
+from mpcompile.compile.adapt.lesson import ElasticSettings, Lesson, Start, TaughtTexts
 from mpcompile.compile.adapt.losses import Loss, SingleLabelLoss
-from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts, Trainer, copy_graph, name_weights
+from mpcompile.compile.adapt.trainer import Trainer, copy_graph, name_weights
 from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.progress import Stage
-from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store, digest_arrays
 from passes import ExitHead
 
@@ -84,12 +84,8 @@ class Elastic:
 
 
 def train_elastic(
-    captured: CapturedModel,
-    heads: Mapping[int, ExitHead],
-    prune_layers: tuple[int, ...],
-    training: TaughtTexts,
-    validation: TaughtTexts,
-    tokenizer: Tokenizer,
+    start: Start,
+    lesson: Lesson,
     store: Store,
     settings: ElasticSettings = DEFAULTS,
     loss: Loss = DISTILLATION,
@@ -100,12 +96,8 @@ def train_elastic(
     The weights with the lowest loss on `validation` are returned, those before training among them.
 
     Args:
-        captured: left as it is.
-        heads: by exit layer, where training starts from; best trained on frozen features first.
-        prune_layers: layers that prune.
-        training: texts to learn from; labels are used when given.
-        validation: texts that are never learned from, for early stopping.
-        tokenizer: pads the texts.
+        start: what training starts from; left as it is.
+        lesson: texts to learn from and to stop by.
         store: keeps the result, and checkpoints beside it.
         settings: how to train.
         loss: of every output.
@@ -114,22 +106,21 @@ def train_elastic(
     Raises:
         DataError: when texts, answers and labels differ in number, or there are none.
     """
-    check_texts(captured, training, "training")
-    check_texts(captured, validation, "validation")
-    key = describe_run(captured, heads, prune_layers, (training, validation), settings, loss)
+    captured, heads, prune_layers = start.captured, start.heads, start.prune_layers
+    check_lesson(captured, lesson)
+    key = describe_run(captured, heads, prune_layers, (lesson.training, lesson.validation), settings, loss)
 
     def make_trainer() -> Trainer:
-        return Trainer(captured, heads, prune_layers, tokenizer, settings, loss)
+        return Trainer(captured, heads, prune_layers, lesson.tokenizer, settings, loss)
 
-    return assemble(captured, heads, train_once(key, store, make_trainer, training, validation, settings, stage))
+    return assemble(captured, heads, train_once(key, store, make_trainer, lesson, settings, stage))
 
 
 def train_once(
     key: Mapping[str, object],
     store: Store,
     make_trainer: Callable[[], Trainer],
-    training: TaughtTexts,
-    validation: TaughtTexts,
+    lesson: Lesson,
     settings: ElasticSettings,
     stage: Stage,
 ) -> dict[str, np.ndarray]:
@@ -139,27 +130,24 @@ def train_once(
         key: everything that decides the result.
         store: keeps the result, and checkpoints beside it.
         make_trainer: slow; only called where there is something to train.
+        lesson: texts to learn from and to stop by.
+        settings: how to train.
+        stage: told the share of the run that is done.
     """
     arrays = store.find_maybe(key)
     if arrays is None:
         checkpoint = Checkpoint(store.directory / "checkpoints", key)
         trainer = make_trainer()
-        _fit(trainer, training, validation, checkpoint, settings, stage)
+        _fit(trainer, lesson, checkpoint, settings, stage)
         arrays = {name: value.numpy() for name, value in trainer.best.items()}
         store.keep(key, arrays)
         checkpoint.remove()
     return arrays
 
 
-def _fit(
-    trainer: Trainer,
-    training: TaughtTexts,
-    validation: TaughtTexts,
-    checkpoint: Checkpoint,
-    settings: ElasticSettings,
-    stage: Stage,
-) -> None:
+def _fit(trainer: Trainer, lesson: Lesson, checkpoint: Checkpoint, settings: ElasticSettings, stage: Stage) -> None:
     """Steps and evaluations until the end, a time limit or a stall; goes on from a checkpoint."""
+    training, validation = lesson.training, lesson.validation
     _restore(trainer, checkpoint)
     if not trainer.validation_loss:
         logger.info("validation loss before training: %.4f", trainer.evaluate(validation))
@@ -186,7 +174,17 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             checkpoint.set_aside(str(error))
 
 
-def check_texts(captured: CapturedModel, texts: TaughtTexts, name: str) -> None:
+def check_lesson(captured: CapturedModel, lesson: Lesson) -> None:
+    """Refuses texts without answers, or with too few.
+
+    Raises:
+        DataError: saying which.
+    """
+    _check_texts(captured, lesson.training, "training")
+    _check_texts(captured, lesson.validation, "validation")
+
+
+def _check_texts(captured: CapturedModel, texts: TaughtTexts, name: str) -> None:
     """Refuses texts without answers, or with too few.
 
     Raises:

@@ -11,9 +11,10 @@ import torch
 
 from mpcompile.compile.adapt.elastic import Elastic, ElasticHeads, train_elastic
 from mpcompile.compile.adapt.frozen import train_exit_heads
+from mpcompile.compile.adapt.lesson import ElasticSettings, Lesson, Start, TaughtTexts
 from mpcompile.compile.adapt.losses import find_loss
 from mpcompile.compile.adapt.token_thresholds import Pyramid, ThresholdSettings, train_thresholds
-from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts, name_weights
+from mpcompile.compile.adapt.trainer import name_weights
 from mpcompile.compile.choose.exits import find_exits
 from mpcompile.compile.choose.features import FeatureCollector
 from mpcompile.compile.choose.schedules import KeepSchedule, keep_schedules
@@ -56,15 +57,16 @@ def finetune(job: Job, model: Model, target: Target, part: TextPart) -> Adapted:
     settings = ElasticSettings(max_epochs=options.train_epochs, max_seconds=max_seconds, seed=options.seed)
     prune_layers, _ = keep_schedules(model.num_layers)
     heads = train_first_heads(job, model, target, training)
-    arguments = (heads, prune_layers, teach(training), teach(validation), part.tokenizer, job.store)
+    start = Start(model.captured, heads, prune_layers)
+    lesson = Lesson(teach(training), teach(validation), part.tokenizer)
     loss = find_loss(model.task)
     trained: Elastic | Pyramid
     with job.progress.stage("elastic fine-tuning") as stage:
         if options.selection == "threshold":
             stages = ThresholdSettings(soft=_halve(settings), hard=_halve(settings))
-            trained = train_thresholds(model.captured, *arguments, stages, loss, stage)
+            trained = train_thresholds(start, lesson, job.store, stages, loss, stage)
         else:
-            trained = train_elastic(model.captured, *arguments, settings, loss, stage)
+            trained = train_elastic(start, lesson, job.store, settings, loss, stage)
     return Adapted(adopt(model, trained), ElasticHeads(trained.heads) if trained.heads else None)
 
 

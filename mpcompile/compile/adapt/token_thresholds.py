@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from mpcompile.compile.adapt.elastic import DISTILLATION, assemble, check_texts, describe_run, train_once
+from mpcompile.compile.adapt.elastic import DISTILLATION, assemble, check_lesson, describe_run, train_once
+from mpcompile.compile.adapt.lesson import ElasticSettings, Lesson, Start
 from mpcompile.compile.adapt.losses import Loss
-from mpcompile.compile.adapt.trainer import THRESHOLD_PREFIX, ElasticSettings, TaughtTexts, Trainer, copy_graph
+from mpcompile.compile.adapt.trainer import THRESHOLD_PREFIX, Trainer, copy_graph
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import rewrite
 from mpcompile.progress import Stage
@@ -133,12 +134,8 @@ class HardTrainer(Trainer):
 
 
 def train_thresholds(
-    captured: CapturedModel,
-    heads: Mapping[int, ExitHead],
-    prune_layers: tuple[int, ...],
-    training: TaughtTexts,
-    validation: TaughtTexts,
-    tokenizer: Tokenizer,
+    start: Start,
+    lesson: Lesson,
     store: Store,
     settings: ThresholdSettings = DEFAULTS,
     loss: Loss = DISTILLATION,
@@ -147,12 +144,8 @@ def train_thresholds(
     """Learns thresholds with the weights, then trains the weights under them; each stage resumes after a kill.
 
     Args:
-        captured: left as it is.
-        heads: by exit layer, where training starts from.
-        prune_layers: layers that prune.
-        training: texts to learn from; labels are used when given.
-        validation: texts that are never learned from, for early stopping.
-        tokenizer: pads the texts.
+        start: what training starts from; left as it is.
+        lesson: texts to learn from and to stop by.
         store: keeps the results, and checkpoints beside them.
         settings: how to train.
         loss: of every output.
@@ -161,17 +154,17 @@ def train_thresholds(
     Raises:
         DataError: when texts, answers and labels differ in number, or there are none.
     """
-    check_texts(captured, training, "training")
-    check_texts(captured, validation, "validation")
-    start = _start_thresholds(captured.num_layers, prune_layers, settings.last_threshold)
+    captured, heads, prune_layers = start.captured, start.heads, start.prune_layers
+    check_lesson(captured, lesson)
+    first = _start_thresholds(captured.num_layers, prune_layers, settings.last_threshold)
     decisive = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("soft", "hard")}
     this = {"kind": "thresholds", "version": VERSION}
-    texts = (training, validation)
+    texts, tokenizer = (lesson.training, lesson.validation), lesson.tokenizer
     arrays = train_once(
         describe_run(captured, heads, prune_layers, texts, settings.soft, loss) | {"soft": decisive} | this,
         store,
-        lambda: SoftTrainer(captured, heads, start, tokenizer, settings, loss),
-        *texts,
+        lambda: SoftTrainer(captured, heads, first, tokenizer, settings, loss),
+        lesson,
         settings.soft,
         lambda share: stage(share / 2),
     )
@@ -182,7 +175,7 @@ def train_thresholds(
         describe_run(soft.captured, soft.heads, prune_layers, texts, settings.hard, loss) | fixed | this,
         store,
         lambda: HardTrainer(soft.captured, soft.heads, learned, tokenizer, settings.hard, loss),
-        *texts,
+        lesson,
         settings.hard,
         lambda share: stage(0.5 + share / 2),
     )

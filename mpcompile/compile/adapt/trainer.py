@@ -9,7 +9,6 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.fx import GraphModule
 
 from mpcompile.compile.adapt.checkpoint import State
 from mpcompile.compile.adapt.device import find_training_device, is_bf16_fast, move_graph
+from mpcompile.compile.adapt.lesson import ElasticSettings, TaughtTexts
 from mpcompile.compile.adapt.losses import Loss
 from mpcompile.compile.adapt.schedules import WIDTH_STEP, count_slots, draw_batches, draw_keep_ratios, round_up
 from mpcompile.graph.capture import CapturedModel
@@ -31,63 +31,6 @@ THRESHOLD_PREFIX = "token_threshold_"
 """Prefix of the names of learned thresholds, see `mpcompile.compile.adapt.token_thresholds`."""
 EVALUATED_KEEPS = (1.0, 0.8, 0.6)
 """Keep ratios, the same at every pruning layer, that an evaluation averages over."""
-
-
-@dataclass(frozen=True)
-class ElasticSettings:
-    """Settings of training.
-
-    The defaults are those that training was tried with; they were not compared with others.
-
-    Attributes:
-        max_epochs: passes over the texts.
-        max_seconds: time that training may take; None for no limit. The learning rate has decayed when it is up.
-        batch_size: texts of a step.
-        learning_rate: highest learning rate of the backbone.
-        head_learning_rate: highest learning rate of the exit heads.
-        weight_decay: weight decay of matrices.
-        warmup_share: share of the run in which learning rates rise from 0; after it they fall to 0, both linearly.
-        unpruned_share: share of the steps that keep every token.
-        min_kept: lowest share of tokens left after the last pruning layer.
-        exit_weight_power: an exit after n layers has the weight (n + 1) to this power in the loss; 0 weighs all alike.
-        steps_per_evaluation: steps between two looks at the validation texts.
-        patience: evaluations without improvement after which training stops.
-        seconds_per_checkpoint: at most this much work is lost when a run is killed.
-        seed: of everything random.
-    """
-
-    max_epochs: int = 10
-    max_seconds: float | None = None
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_share: float = 0.06
-    unpruned_share: float = 0.25
-    min_kept: float = 0.05
-    exit_weight_power: float = 1.0
-    steps_per_evaluation: int = 100
-    patience: int = 4
-    seconds_per_checkpoint: float = 120.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class TaughtTexts:
-    """Texts, and what the original answers on them.
-
-    Attributes:
-        encoded: tokens of each.
-        teacher_logits: (N, C).
-        labels: as the loss takes them, (N, ...); None when unknown.
-    """
-
-    encoded: Sequence[TokenIds]
-    teacher_logits: np.ndarray
-    labels: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.encoded)
 
 
 class Trainer:

@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from mpcompile.compile.adapt.elastic import DISTILLATION, Elastic, describe_run, train_elastic
+from mpcompile.compile.adapt.lesson import ElasticSettings, Lesson, Start, TaughtTexts
 from mpcompile.compile.adapt.losses import SingleLabelLoss
-from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts, Trainer, name_weights
+from mpcompile.compile.adapt.trainer import Trainer, name_weights
 from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import rewrite
@@ -61,7 +62,8 @@ def train(captured: CapturedModel, tokenizer: Tokenizer, training: TaughtTexts, 
     def run(folder: Path, settings: ElasticSettings = SETTINGS, **changes: object) -> Elastic:
         arguments = {"training": training, "validation": validation, "settings": settings, **changes}
         heads = {layer: build_head(layer) for layer in (1, 2)}
-        return train_elastic(captured, heads, PRUNES, tokenizer=tokenizer, store=Store(folder), **arguments)
+        lesson = Lesson(arguments.pop("training"), arguments.pop("validation"), tokenizer)  # type: ignore[arg-type]
+        return train_elastic(Start(captured, heads, PRUNES), lesson, Store(folder), **arguments)
 
     return run
 
@@ -227,6 +229,6 @@ def test_another_process_finds_what_this_one_trained(captured: CapturedModel) ->
         "captured = capture(family_model('bert'))\n"
         "print(digest(describe_run(captured, {}, (), (), DEFAULTS, DISTILLATION)))"
     )
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     theirs = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert theirs.split()[-1] == digest(describe_run(captured, {}, (), (), ElasticSettings(), DISTILLATION))

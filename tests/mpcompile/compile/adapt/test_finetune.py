@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
-from mpcompile.compile.adapt.trainer import TaughtTexts, Trainer
+from mpcompile.compile.adapt.lesson import TaughtTexts
+from mpcompile.compile.adapt.trainer import Trainer
 from mpcompile.compile.rebuild import load_sources, rebuild_segments
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.runtime.artifact import BACKBONE, read_manifest

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from mpcompile.compile.adapt.lesson import ElasticSettings, Lesson, Start, TaughtTexts
 from mpcompile.compile.adapt.losses import SingleLabelLoss
 from mpcompile.compile.adapt.token_thresholds import (
     HardTrainer,
@@ -15,7 +16,6 @@ from mpcompile.compile.adapt.token_thresholds import (
     ThresholdSettings,
     train_thresholds,
 )
-from mpcompile.compile.adapt.trainer import ElasticSettings, TaughtTexts
 from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.runtime.tokens import Tokenizer
@@ -66,7 +66,8 @@ def train(captured: CapturedModel, tokenizer: Tokenizer, training: TaughtTexts, 
     def run(folder: Path, settings: ThresholdSettings = SETTINGS, **changes: object) -> Pyramid:
         heads = {layer: build_head(layer) for layer in (1, 2)}
         arguments = {"training": training, "validation": validation, "settings": settings, **changes}
-        return train_thresholds(captured, heads, PRUNES, tokenizer=tokenizer, store=Store(folder), **arguments)
+        lesson = Lesson(arguments.pop("training"), arguments.pop("validation"), tokenizer)  # type: ignore[arg-type]
+        return train_thresholds(Start(captured, heads, PRUNES), lesson, Store(folder), **arguments)
 
     return run
 
