@@ -15,7 +15,7 @@ from mpcompile.backends.tensorrt.cuda import DeviceMemoryError
 from mpcompile.backends.tensorrt.session import Buffer, Session
 from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.inputs import CARRIED, name_output, size_names
-from mpcompile.contract.precision import ELEMENT_BYTES
+from mpcompile.contract.precision import ELEMENT_BYTES, encode_floats
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
 
@@ -93,6 +93,7 @@ class TensorRtEngine:
         self._built_rows = largest["rows" if "rows" in segment.input_names else "input_ids"][0]
         self._max_length = largest["positions" if "rows" in segment.input_names else "input_ids"][-1]
         self._max_rows = self._built_rows
+        self._uploads: dict[str, tuple[Buffer, np.ndarray]] = {}
         self._buffers = self._allocate_what_fits()
         for context in self._contexts:
             self._bind(context)
@@ -173,8 +174,21 @@ class TensorRtEngine:
         """Where an input lies on the device; what the host made goes there by way of page-locked memory."""
         if isinstance(value, DeviceArray):
             return value.address
+        if name in CARRIED:
+            return self._upload(name, value)
         np.copyto(self._buffers.staging[name][: value.nbytes].view(value.dtype).reshape(value.shape), value)
         return self._buffers.inputs[name].address
+
+    def _upload(self, name: str, value: np.ndarray) -> int:
+        """Queues the copy of what the segment before usually hands on, for calls that time a segment alone."""
+        raw = encode_floats(value, self._segment.precision) if name == "hidden" else value
+        data = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
+        if name not in self._uploads or self._uploads[name][0].num_bytes < data.nbytes:
+            self._uploads[name] = self._device.allocate(data.nbytes), self._device.allocate_host(data.nbytes)
+        buffer, staging = self._uploads[name]
+        np.copyto(staging[: data.nbytes], data)
+        self._device.copy_in(buffer.address, staging[: data.nbytes])
+        return buffer.address
 
     def _find_profile(self, shapes: Mapping[str, Shape]) -> int:
         for index, ranges in enumerate(self._ranges):

@@ -44,6 +44,7 @@ class FakeDevice:
     def __init__(self, capacity: float = math.inf) -> None:
         self.capacity = capacity
         self._recording: list[Callable[[], None]] | None = None
+        self._pending: list[Callable[[], None]] = []
         self.num_allocated = self.num_captured = self.num_launched = 0
         self.bytes_in = self.bytes_out = self.num_waits = self.bytes_taken = 0
 
@@ -74,14 +75,12 @@ class FakeDevice:
             ctypes.memmove(array.ctypes.data, address, array.nbytes)
             self.bytes_out += array.nbytes
 
+        array.fill(np.nan)  # until the device is waited for, nobody may read it
         self.queue(copy)
 
     def queue(self, work: Callable[[], None]) -> None:
-        """Does it, or records it."""
-        if self._recording is None:
-            work()
-        else:
-            self._recording.append(work)
+        """Puts it off until the device is waited for, or records it."""
+        (self._pending if self._recording is None else self._recording).append(work)
 
     @property
     def is_capturing(self) -> bool:
@@ -98,12 +97,17 @@ class FakeDevice:
 
     def launch(self, graph: list[Callable[[], None]]) -> None:
         self.num_launched += 1
-        for work in graph:
-            work()
+        self._pending += graph
 
     def synchronize(self) -> None:
         assert self._recording is None
+        pending, self._pending = self._pending, []
+        for work in pending:
+            work()
         self.num_waits += 1
+
+    def describe(self) -> str:
+        return "fake"
 
 
 def make_session(device: FakeDevice, profiles: Profiles, flavour: str = "tensorrt") -> Session:

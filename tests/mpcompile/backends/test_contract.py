@@ -1,0 +1,154 @@
+"""One contract for all backends: each goes through the main job, from capture to answers after tuning.
+
+A backend that is added to `BACKENDS` is in this suite by itself. TensorRT runs on the fake device, and what inductor
+compiles is run eagerly: its compiler has a test of its own.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import mpcompile
+from mpcompile.backends import BACKENDS, find_backend
+from mpcompile.backends.tensorrt.loader import TensorRt
+from mpcompile.backends.torch.eager import EagerEngine
+from mpcompile.compile.rebuild import rebuild_segments
+from mpcompile.contract.backend import Target
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.cost.grid_bench import Grid
+from mpcompile.cost.profiles import find_profile
+from mpcompile.runtime.artifact import read_manifest, write_manifest
+from mpcompile.runtime.runtime import Runtime
+from mpcompile.store.results import Store
+from mpcompile.tuning import tune
+from tests.mpcompile.backends.tensorrt.fake import FakeDevice, make_session
+
+PRECISIONS = {"tensorrt": ("f16",)}
+"""Beside f32, which every backend runs; bf16 is more than ONNX Runtime, which the fake device computes with, can."""
+JOBS = [(name, precision) for name in BACKENDS for precision in ("f32", *PRECISIONS.get(name, ()))]
+ATOL = {"f32": 1e-4, "f16": 2e-2}
+GRID = (Grid(32, 2, (1, 2), (4, 8), (0.5,), 64),)
+
+
+def put_on_paper(patch: pytest.MonkeyPatch) -> None:
+    """Gives TensorRT a device and a builder: a plan is the ONNX model."""
+    device, profiles = FakeDevice(), {}  # type: ignore[var-annotated]
+    module = make_session(device, profiles).found.module
+
+    def build(model: bytes, shapes: Any, *_: Any, **__: Any) -> Any:
+        profiles[model] = shapes
+        return SimpleNamespace(plan=model)
+
+    place = "mpcompile.backends.tensorrt.backend"
+    patch.setattr(f"{place}.Cuda", lambda: device)
+    patch.setattr(f"{place}.load_tensorrt", lambda: TensorRt(module, "tensorrt"))
+    patch.setattr(f"{place}.build_engine", build)
+
+
+@pytest.fixture(scope="module", params=JOBS, ids=lambda job: " ".join(job))
+def job(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A backend and a precision, and a machine that has it."""
+    name, precision = request.param
+    with pytest.MonkeyPatch.context() as patch, torch.compiler.set_stance("force_eager"):
+        put_on_paper(patch)
+        patch.setattr("mpcompile.cost.profiles.QUICK", GRID)
+        patch.setattr("mpcompile.cost.profiles.FULL", GRID)
+        yield name, precision
+
+
+@pytest.fixture(scope="module")
+def artifact(
+    job: tuple[str, str],
+    capture_once: None,
+    tiny_bert: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_texts: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny BERT, optimized and saved."""
+    name, precision = job
+    folder = tmp_path_factory.mktemp("contract")
+    optimized = mpcompile.optimize(
+        tiny_bert, 2.0, tokenizer=tiny_tokenizer, texts=tiny_texts, backend=name, precision=precision, progress=False,
+        cache_dir=folder / "cache", show_texts=False,
+    )  # fmt: skip
+    return optimized.save(folder / "artifact")
+
+
+def run_eagerly(artifact: Path, inputs: dict[str, np.ndarray], point: OperatingPoint) -> Any:
+    """What torch answers with the same segments in f32, at a point."""
+    manifest = read_manifest(artifact)
+    segments = rebuild_segments(artifact, manifest)
+    floats = [dataclasses.replace(segment, precision="f32") for segment in segments]
+    engines = [EagerEngine(segment) for segment in floats]
+    return Runtime(floats, engines, manifest.signature.num_labels, [np.inf] * len(floats)).run(inputs, point)
+
+
+def test_every_point_is_answered_as_torch_answers_it(
+    artifact: Path, job: tuple[str, str], tiny_texts: list[str]
+) -> None:
+    optimized = mpcompile.load(artifact)
+    assert optimized.tokenizer is not None
+    inputs = optimized.tokenizer.pad(optimized.tokenizer.encode(tiny_texts[:9]))
+    layers = set()
+    for row in optimized.operating_points:
+        found, expected = optimized.runtime.run(inputs, row.point), run_eagerly(artifact, inputs, row.point)
+        layers |= set(found.exit_layer.tolist())
+        if job[1] == "f32":  # half the digits may leave at another exit
+            np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
+            np.testing.assert_array_equal(found.tokens_kept, expected.tokens_kept)
+        same = found.exit_layer == expected.exit_layer
+        assert same.mean() > 0.8
+        np.testing.assert_allclose(found.logits[same], expected.logits[same], atol=ATOL[job[1]])
+    assert min(layers) < 3, "nobody left early: the exits were not tried"
+
+
+def test_answers_are_those_of_the_fingerprint_that_is_here(artifact: Path, job: tuple[str, str]) -> None:
+    manifest = read_manifest(artifact)
+    assert (manifest.backend, manifest.segments[0].precision) == job
+    assert manifest.fingerprint == find_backend(job[0]).fingerprint()
+
+
+def test_stale_engines_are_rebuilt_and_answer_alike(artifact: Path, tiny_texts: list[str], tmp_path: Path) -> None:
+    expected = mpcompile.load(artifact).classify(tiny_texts)[0]
+    stale = tmp_path / "stale"
+    mpcompile.load(artifact).save(stale)
+    manifest = read_manifest(stale)
+    for name in ("manifest.json", "manifest.sha256"):
+        (stale / name).unlink()
+    changed = {key: f"{value} of before" for key, value in manifest.fingerprint.items()}
+    write_manifest(stale, dataclasses.replace(manifest, fingerprint=changed))
+    rebuilt = mpcompile.load(stale, cache_dir=tmp_path)
+    assert any(note.startswith("engines were rebuilt: ") for note in rebuilt.report.notes)
+    np.testing.assert_allclose(rebuilt.classify(tiny_texts)[0], expected, atol=1e-5)
+
+
+def test_artifact_is_tuned(
+    artifact: Path, tiny_texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    from tests.mpcompile.tuning.fakes import InProcess
+
+    monkeypatch.setattr("mpcompile.tuning.tuner.ProcessChannel", InProcess)
+    result = tune(
+        artifact, tmp_path / "tuned", texts=tiny_texts, budget_s=0.0, max_trials=1, progress=False, cache_dir=tmp_path
+    )
+    assert result.tuned_s <= result.start_s
+    np.testing.assert_array_equal(
+        mpcompile.load(tmp_path / "tuned").classify(tiny_texts)[0].argmax(1),
+        mpcompile.load(artifact).classify(tiny_texts)[0].argmax(1),
+    )
+
+
+def test_machine_is_calibrated_for_it(job: tuple[str, str], tmp_path: Path) -> None:
+    name, precision = job
+    profile = find_profile(Target(find_backend(name), precision), Store(tmp_path), thorough=True, fresh=True)
+    assert profile.num_samples > 4
+    assert profile.rates.engine_s > 0
