@@ -27,7 +27,6 @@ from mpcompile.backends.tensorrt.backend import TensorRtBackend, fingerprint
 from mpcompile.backends.tensorrt.build_log import EngineFacts
 from mpcompile.backends.tensorrt.builder import BuilderOptions, build_engine
 from mpcompile.backends.tensorrt.profiles import list_shapes, shrink_profiles
-from mpcompile.compile.rebuild import rebuild_segments
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.cost.devices import find_device
 from mpcompile.errors import ArtifactError, SettingError
@@ -107,6 +106,8 @@ def export_bundle(
     report = Report.from_json(json.loads((directory / REPORT).read_text("utf-8")))
     points = tuple(dataclasses.replace(row, point=dataclasses.replace(row.point, precision=precision))
                    for row in report.operating_points)  # fmt: skip
+    from mpcompile.compile.rebuild import rebuild_segments  # needs torch, which the device that builds does without
+
     segments = [dataclasses.replace(s, precision=precision) for s in rebuild_segments(directory, manifest)]
     longest = manifest.signature.max_length
     whole = OptimizationProfile(Range(1, min(8, max_batch_size), max_batch_size), Range(2, min(128, longest), longest))

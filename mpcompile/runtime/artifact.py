@@ -202,13 +202,19 @@ def check_target_directory(target: Path) -> None:
     """
     if target.is_dir():
         # Looked for again: another process may be replacing its artifact right now.
-        if any(target.iterdir()) and not _holds_artifact(target):
+        if _holds_files(target) and not _holds_artifact(target):
             raise ArtifactError(f"{target}: {_FOREIGN}")
     elif target.exists() and not _holds_artifact(target):
         raise ArtifactError(f"{target}: {_FOREIGN}")
     parent = next((path for path in target.absolute().parents if path.exists()), Path("/"))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ArtifactError(f"{target}: cannot be written: {parent} is not a folder that you may write to")
+
+
+def _holds_files(target: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return any(target.iterdir())
+    return False
 
 
 def _holds_artifact(target: Path) -> bool:

@@ -219,9 +219,9 @@ class Calibration:
         self.precisions: list[str] = []
 
     def __call__(self, *arguments: Any, on_step: Callable[[float], None]) -> Profile:
-        _, precision, _, declared, _ = arguments
+        target, declared, _ = arguments
         on_step(1.0)
-        self.precisions.append(precision)
+        self.precisions.append(target.precision)
         return Profile(dataclasses.replace(declared, launch_s=float(len(self.precisions))), 0.031, 0.12, 45)
 
 

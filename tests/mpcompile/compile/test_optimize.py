@@ -670,9 +670,10 @@ class Collecting(FeatureCollector):
     exits: list[tuple[int, ...]] = []
     schedules: list[KeepSchedule] = []
 
-    def __init__(self, captured: Any, exit_layers: Any, *more: Any) -> None:
-        self.exits.append(tuple(exit_layers))
-        super().__init__(captured, exit_layers, *more)
+    def __init__(self, segment: Any, *more: Any) -> None:
+        taps = (name for name in segment.output_names if name.startswith("features_"))
+        self.exits.append(tuple(int(name.removeprefix("features_")) for name in taps))
+        super().__init__(segment, *more)
 
     def collect(self, encoded: Any, schedule: KeepSchedule, stage: Any) -> Any:
         self.schedules.append(schedule)
