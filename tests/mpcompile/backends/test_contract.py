@@ -1,7 +1,7 @@
 """One contract for all backends: each goes through the main job, from capture to answers after tuning.
 
-A backend that is added to `BACKENDS` is in this suite by itself, but for those in `UNSEEN`. TensorRT runs on the fake device, and what inductor
-compiles is run eagerly: its compiler has a test of its own.
+A backend that is added to `BACKENDS` is in this suite by itself, but for those in `UNSEEN`. TensorRT runs on the fake
+device, and what inductor compiles is run eagerly: its compiler has a test of its own.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from mpcompile.tuning import tune
 from tests.mpcompile.backends.tensorrt.fake import FakeDevice, make_session
 
 UNSEEN = ("inductor", "tensorrt")
-"""Written for them, too, but not yet seen to pass: tensorrt in f16 has no rates on this machine to be calibrated from."""
+"""Written for them, too, but not yet seen to pass: tensorrt in f16 has no rates here to be calibrated from."""
 JOBS = [(name, "f32") for name in BACKENDS if name not in UNSEEN]
 ATOL = {"f32": 1e-4, "f16": 2e-2}
 GRID = (Grid(32, 2, (1, 2), (4, 8), (0.5,), 64),)
