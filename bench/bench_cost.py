@@ -115,7 +115,7 @@ def _rows(rates: Rates, samples: list[Sample]) -> list[dict[str, Any]]:
 def _check_tables(smoke: bool) -> list[dict[str, Any]]:
     """Errors against NVIDIA's tables, with the scalar in devices.toml and with the one that fits best."""
     config = BertConfig(vocab_size=100, num_hidden_layers=1 if smoke else 12)
-    work = estimate_work(_capture(config), "tensorrt")
+    work = estimate_work(_capture(config), "TensorRT")
     with TABLE.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     checked = []

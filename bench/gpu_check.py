@@ -244,7 +244,7 @@ def make_predictor(setup: Setup, precision: str) -> Callable[[OperatingPoint, in
     device = next((d for key, d in load_devices().items() if d.kind == "gpu" and key in name), None)
     if device is None or precision not in device.peak_flops_per_s:
         return None
-    cost = CostModel(estimate_work(setup.captured, "tensorrt"), declare_rates(device, precision))
+    cost = CostModel(estimate_work(setup.captured, "TensorRT"), declare_rates(device, precision))
 
     def predict(point: OperatingPoint, batch_size: int, length: int) -> float:
         return float(cost.predict_segment(True, 0, point.exit_layers[-1], batch_size, np.float64(length), point))

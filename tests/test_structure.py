@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mpcompile.backends import BACKENDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mpcompile"
 FLOORS = (
@@ -121,6 +123,17 @@ def test_functions_take_few_parameters() -> None:
             if count > MAX_PARAMETERS and (str(path.relative_to(PACKAGE)), node.name) not in FACE:
                 many.append(f"{path.relative_to(ROOT)}: {node.name} takes {count}")
     assert not many
+
+
+def test_backends_are_told_apart_by_name_in_their_own_room_alone() -> None:
+    names = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"
+        for path in modules()
+        if room_of(path) != "backends"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in BACKENDS
+    ]
+    assert not names
 
 
 def test_functions_fit_a_screen() -> None:

@@ -17,24 +17,34 @@ class _Entry:
     Attributes:
         place: module and class.
         devices: devices that it runs on.
+        packages: distributions that it needs beside our own.
         takes: arguments of the class, of "device" and "builder".
         builders: values of "builder", the default first.
     """
 
     place: str
     devices: tuple[str, ...]
+    packages: tuple[str, ...]
     takes: tuple[str, ...] = ()
     builders: tuple[str, ...] = ()
 
 
 BACKENDS = {
-    "openvino": _Entry("openvino.backend:OpenVinoBackend", ("cpu",)),
-    "eager": _Entry("torch.eager:EagerBackend", ("cpu",)),
-    "inductor": _Entry("torch.inductor:InductorBackend", ("cpu", "cuda"), ("device",)),
-    "tensorrt": _Entry("tensorrt.backend:TensorRtBackend", ("cuda",), ("builder",), ("onnx", "torch_tensorrt")),
+    "openvino": _Entry("openvino.backend:OpenVinoBackend", ("cpu",), ("openvino",)),
+    "eager": _Entry("torch.eager:EagerBackend", ("cpu",), ("torch",)),
+    "inductor": _Entry("torch.inductor:InductorBackend", ("cpu", "cuda"), ("torch",), ("device",)),
+    "tensorrt": _Entry(
+        "tensorrt.backend:TensorRtBackend",
+        ("cuda",),
+        ("tensorrt", "cuda-python"),
+        ("builder",),
+        ("onnx", "torch_tensorrt"),
+    ),
 }
 """The first one that runs on a CPU is what "auto" means: the fastest there."""
 DEVICES = ("auto", "cpu", "cuda")
+PACKAGES = tuple(dict.fromkeys(package for entry in BACKENDS.values() for package in entry.packages))
+"""Distributions that one backend or another needs."""
 BUILDERS = ("auto", *(builder for entry in BACKENDS.values() for builder in entry.builders))
 
 

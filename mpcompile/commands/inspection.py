@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from mpcompile.backends import BACKENDS, find_backend
+from mpcompile.backends import PACKAGES as OF_BACKENDS
 from mpcompile.contract.task import Task
 from mpcompile.errors import MpcompileError
 from mpcompile.report.report import Report
@@ -18,7 +19,7 @@ from mpcompile.report.tables import render
 from mpcompile.runtime.artifact import REPORT, read_manifest
 from mpcompile.runtime.cores import count_cores
 
-PACKAGES = ("mpcompile", "openvino", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("mpcompile", *OF_BACKENDS, "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def inspect_artifact(directory: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _describe(target: Target, blueprint: Blueprint, segment: Segment) -> dict[st
         "profile": repr(blueprint.profile),
         "config": repr(target.config),
         "segment": [segment.index, segment.exit_layer, segment.prune_layers, segment.precision],
-        **describe_calibration(segment.precision, blueprint.calibration),
+        **describe_calibration(target.backend, segment.precision, blueprint.calibration),
     }
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mpcompile.backends.openvino.quantise import find_quantiser
-from mpcompile.contract.backend import Engine
+from mpcompile.contract.backend import Backend, Engine
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.segment import Segment
 from mpcompile.runtime.runtime import Runtime
@@ -54,11 +53,11 @@ class CalibrationTexts:
         return digest_arrays({**arrays, "keep_ratios": np.array(KEEP_RATIOS)})
 
 
-def describe_calibration(precision: str, calibration: CalibrationTexts | None) -> dict[str, str]:
+def describe_calibration(backend: Backend, precision: str, calibration: CalibrationTexts | None) -> dict[str, str]:
     """What int8 engines depend on beside the segment, for the keys they are kept under; nothing in other precisions."""
     if precision != "int8" or calibration is None:
         return {}
-    return {"quantiser": find_quantiser(), "calibration": calibration.digest}
+    return {"quantiser": backend.find_quantiser(), "calibration": calibration.digest}
 
 
 @dataclass

@@ -62,11 +62,15 @@ class Backend(Protocol):
         name: by which it is found.
         needs_graph: whether `load` runs the segment's graph, so that an artifact needs torch to be loaded.
         fusion: which rules of `cost.fusion.FUSIONS` its kernels follow, for the cost model.
+        device_kind: "cpu" or "gpu": where its engines run.
     """
 
     name: str
     needs_graph: bool
     fusion: str
+
+    @property
+    def device_kind(self) -> str: ...
 
     def fingerprint(self) -> dict[str, str]:
         """Names and versions that make a built engine stale when they change."""
@@ -74,6 +78,13 @@ class Backend(Protocol):
 
     def precisions(self) -> tuple[str, ...]:
         """Precisions that this machine runs natively, most exact first; "int8" is the last where there is one."""
+        ...
+
+    def find_quantiser(self) -> str:
+        """Name and version of the tool that makes int8 engines: another one makes other plans.
+
+        Raises BackendError, with what to do, when it is not installed or there is no int8.
+        """
         ...
 
     def count_threads(self) -> int:

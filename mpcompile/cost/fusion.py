@@ -101,15 +101,15 @@ FUSIONS = {
     "per operator": Fusion(fuses=False),
     # As torch.compile documents it: what is no product joins the kernel before it. Products are calls of libraries, to
     # which it adds nothing on a CPU; that they are counted with what follows them was not measured.
-    "inductor": Fusion(),
+    "Inductor": Fusion(),
     # Read off the executed graph (`get_runtime_model`) of 2026.4 on x86: bias and activation go into the product,
     # residuals stay nodes of their own, a norm is MVN and MulAdd, attention is one subgraph. Attention reads queries,
     # keys and values where the products left them; whatever else reads them gets a Transpose first.
-    "openvino": Fusion(
+    "OpenVINO": Fusion(
         adds_residual=False, keeps_both=False, fuses_reductions=False, norm_launches=2, copies_transposed=True
     ),
     # Read off the builder's log of TensorRT-RTX: fused attention, residual with norm, q, k and v as one product.
-    "tensorrt": Fusion(joins_products=True),
+    "TensorRT": Fusion(joins_products=True),
 }
 
 

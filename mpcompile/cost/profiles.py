@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mpcompile.contract.backend import Target
+from mpcompile.contract.backend import Backend, Target
 from mpcompile.cost.calibration import FITTED, Profile, calibrate
-from mpcompile.cost.devices import find_device
+from mpcompile.cost.device import Device
+from mpcompile.cost.devices import find_device, load_devices
 from mpcompile.cost.grid_bench import FULL, QUICK, Grid
 from mpcompile.cost.rates import Rates, declare_rates
 from mpcompile.store.results import Store
@@ -18,6 +20,8 @@ FORMAT = 2
 """Changes with what is measured or fitted, so that profiles of before are not found."""
 MEASURED = (*FITTED, "reshape_s")
 PRESENT_MACHINE = "cpu"
+USUAL_GPU = "a100"
+"""Whose declared numbers stand for those of a GPU that `devices.toml` does not describe."""
 
 
 def find_profile(
@@ -40,7 +44,7 @@ def find_profile(
     Raises:
         BackendError: when an engine cannot be built.
     """
-    declared = declare_rates(find_device(PRESENT_MACHINE), target.precision)
+    declared = declare_rates(find_present_device(target.backend), target.precision)
     for grids in () if fresh else (FULL,) if thorough else (FULL, QUICK):
         kept = store.find_maybe(_key(target, grids))
         if kept is not None:
@@ -56,9 +60,18 @@ def find_kept_profile(target: Target, store: Store) -> Profile | None:
     for grids in (FULL, QUICK):
         arrays = store.find_maybe(_key(target, grids))
         if arrays is not None:
-            declared = declare_rates(find_device(PRESENT_MACHINE), target.precision)
+            declared = declare_rates(find_present_device(target.backend), target.precision)
             return _from_arrays(arrays, declared, target.backend.name)
     return None
+
+
+def find_present_device(backend: Backend) -> Device:
+    """The device that a backend's engines run on, as it is declared: where fits start, and what they leave as it is."""
+    if backend.device_kind == load_devices()[PRESENT_MACHINE].kind:
+        return find_device(PRESENT_MACHINE)
+    words = set(re.findall(r"[a-z0-9]+", " ".join(backend.fingerprint().values()).lower()))
+    fitting = [name for name in load_devices() if words.issuperset(name.split("-"))]
+    return find_device(fitting[0] if fitting else USUAL_GPU)
 
 
 def _key(target: Target, grids: Sequence[Grid]) -> dict[str, object]:

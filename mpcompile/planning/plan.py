@@ -37,7 +37,7 @@ DEFAULT_LENGTH = 128
 CONTEXT_BYTES = {"gpu": 5e8, "cpu": 2e8}
 """Driver, libraries and runtime in memory, estimates: a CUDA context with TensorRT's kernels takes 0.3 to 0.8 GB
 (https://github.com/NVIDIA/TensorRT/issues/1858), OpenVINO with Python about 0.2 GB."""
-FUSION_ON = {"gpu": "tensorrt", "cpu": "openvino"}
+FUSION_ON = {"gpu": "TensorRT", "cpu": "OpenVINO"}
 """Rules of `cost.fusion.FUSIONS` that engines on a kind of device follow: the fastest backend there."""
 ROOMY = 0.8
 """Share of the memory that may be filled before the plan warns."""

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from mpcompile.backends import find_backend
-from mpcompile.backends.openvino.quantise import find_quantiser
 from mpcompile.compile.build import Blueprint, build_plans
 from mpcompile.compile.rebuild import Sources, load_sources
 from mpcompile.compile.recording import CalibrationTexts
@@ -100,7 +99,7 @@ class VariantBuilder:
                 "optimize the model here, then tune that"
             )
         if precision == "int8":
-            find_quantiser()  # the unpruned engine will need it; better said now
+            self.backend.find_quantiser()  # the unpruned engine will need it; better said now
 
     @property
     def cuts(self) -> Cuts:

@@ -48,7 +48,8 @@ class OpenVinoBackend:
 
     name = "openvino"
     needs_graph = False
-    fusion = "openvino"
+    fusion = "OpenVINO"
+    device_kind = "cpu"
 
     def __init__(self) -> None:
         self._core = openvino.Core()
@@ -64,6 +65,11 @@ class OpenVinoBackend:
     def precisions(self) -> tuple[str, ...]:
         native = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("f32", *(name for name in ("bf16", "int8") if name.upper() in native))
+
+    def find_quantiser(self) -> str:
+        from mpcompile.backends.openvino.quantise import find_quantiser
+
+        return find_quantiser()
 
     def count_threads(self) -> int:
         # OpenVINO decides when it compiles, by cores, sockets and hyperthreads: the smallest model asks it.

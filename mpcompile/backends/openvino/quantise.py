@@ -37,18 +37,13 @@ _WIDE = ("avx512_vnni", "avx_vnni", "amx_int8")
 MISSING = 'precision "int8": nncf, which quantises, is not installed: pip install "mpcompile[int8]"'
 
 
-def find_missing_maybe() -> str | None:
-    """What has to be installed before anything can be quantised, None when nothing is missing."""
-    return None if importlib.util.find_spec("nncf") is not None else MISSING
-
-
 def find_quantiser() -> str:
     """Name and version of what quantises: another one gives other plans.
 
     Raises:
         BackendError: when it is not installed.
     """
-    if find_missing_maybe() is not None:
+    if importlib.util.find_spec("nncf") is None:
         raise BackendError(MISSING)
     return f"nncf {metadata.version('nncf')}"
 

@@ -33,7 +33,8 @@ class TensorRtBackend:
 
     name = "tensorrt"
     needs_graph = False
-    fusion = "tensorrt"
+    fusion = "TensorRT"
+    device_kind = "gpu"
 
     def __init__(self, builder: str = "onnx") -> None:
         self._device = Cuda()  # first: without a GPU, there is no need to load the library
@@ -45,6 +46,9 @@ class TensorRtBackend:
 
     def precisions(self) -> tuple[str, ...]:
         return PRECISIONS
+
+    def find_quantiser(self) -> str:
+        raise BackendError(f"precision 'int8': TensorRT engines are built in {', '.join(PRECISIONS)}")
 
     def count_threads(self) -> int:
         return 1

@@ -19,10 +19,14 @@ class GraphBackend:
     name: str
     needs_graph = True
     fusion: str
+    device_kind = "cpu"
 
     def make_engine(self, plan: bytes, segment: Segment, config: BuildConfig) -> Engine:
         """An engine of a segment that has its graph."""
         raise NotImplementedError
+
+    def find_quantiser(self) -> str:
+        raise BackendError(f"precision 'int8': the {self.name} backend runs none; pass backend='auto'")
 
     def count_threads(self) -> int:
         return torch.get_num_threads()

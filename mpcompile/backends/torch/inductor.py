@@ -151,13 +151,14 @@ class InductorBackend(GraphBackend):
     """
 
     name = "inductor"
-    fusion = "inductor"
+    fusion = "Inductor"
 
     def __init__(self, device: str = "auto") -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendError("device 'cuda': torch sees no GPU here; pass device='cpu', or install torch with CUDA")
         is_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self._device = torch.device("cuda" if is_gpu else "cpu")
+        self.device_kind = "gpu" if is_gpu else "cpu"
 
     def fingerprint(self) -> dict[str, str]:
         is_gpu = self._device.type == "cuda"

@@ -71,7 +71,7 @@ class Collector:
             "backend": self._target.backend.name,
             "fingerprint": self._target.backend.fingerprint(),
             "precision": self._target.precision,
-            **describe_calibration(self._target.precision, self._job.calibration),
+            **describe_calibration(self._target.backend, self._target.precision, self._job.calibration),
         }
 
     def collect(self, schedule: KeepSchedule) -> Features:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.backends.openvino.quantise import find_missing_maybe, find_quantiser
+from mpcompile.backends import find_backend
 from mpcompile.compile.adapt.finetune import Adapted
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.heads import Heads, train_heads
@@ -25,7 +25,7 @@ from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.backend import Target
 from mpcompile.contract.precision import fastest_float
 from mpcompile.cost.expected import predict_whole
-from mpcompile.errors import SettingError
+from mpcompile.errors import BackendError, SettingError
 from mpcompile.runtime.runtime import Runner
 
 logger = logging.getLogger(__name__)
@@ -66,13 +66,15 @@ def check_precision(settings: Settings, has_texts: bool) -> None:
 
     Raises:
         SettingError: when there are no texts to calibrate on.
-        BackendError: when nncf is not installed.
+        BackendError: when the backend or what quantises for it is not installed.
     """
     if settings.precision != "int8":
         return
     if not has_texts:
         raise SettingError("precision: 'int8' is calibrated on texts; pass texts=... of the model's domain")
-    find_quantiser()
+    backend = find_backend(settings.backend, settings.device, settings.builder)
+    if "int8" in backend.precisions():
+        backend.find_quantiser()
 
 
 def choose_precision(
@@ -126,9 +128,10 @@ def list_precisions(settings: Settings, target: Target) -> tuple[tuple[str, ...]
         return (target.precision,), ()
     if settings.selection == "threshold":
         return (target.precision,), ("int8 was not tried: engines that prune by threshold are not quantised",)
-    missing = find_missing_maybe()
-    if missing is not None:
-        return (target.precision,), (f"int8 was not tried: {missing}",)
+    try:
+        target.backend.find_quantiser()
+    except BackendError as error:
+        return (target.precision,), (f"int8 was not tried: {error}",)
     return (fastest_float(native), "int8"), ()
 
 

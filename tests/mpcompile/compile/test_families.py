@@ -61,7 +61,7 @@ def test_runtime_answers_as_the_reference(family: str, backend_name: str) -> Non
 
 
 @pytest.mark.parametrize("family", ["mpnet", "modernbert", "deberta"])
-@pytest.mark.parametrize("backend", ["openvino", "per operator"])
+@pytest.mark.parametrize("backend", ["OpenVINO", "per operator"])
 def test_work_of_relative_positions_is_estimated(family: str, backend: str) -> None:
     work = estimate_work(captured_family(family), backend)
     short, long = (work.attention[1].count_flops(np.float64(4), np.float64(length)) for length in (10, 20))

@@ -9,4 +9,4 @@ from mpcompile.graph.capture import CapturedModel
 @pytest.fixture(scope="session")
 def tiny_work(captured: CapturedModel) -> GraphWork:
     """The work of the tiny BERT as OpenVINO runs it."""
-    return estimate_work(captured, "openvino")
+    return estimate_work(captured, "OpenVINO")

@@ -22,7 +22,7 @@ from tests.mpcompile.cost.graphs import build_graph, traced
 B, S = BATCH, LENGTH
 T = B * S
 NODE = Graph().placeholder("anything")
-EAGER, OPENVINO, TENSORRT = FUSIONS["per operator"], FUSIONS["openvino"], FUSIONS["tensorrt"]
+EAGER, OPENVINO, TENSORRT = FUSIONS["per operator"], FUSIONS["OpenVINO"], FUSIONS["TensorRT"]
 
 every_fusion = pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS)
 every_graph = pytest.mark.parametrize("kind", ["captured", "rewritten", "segment 0", "segment 1"])
@@ -288,7 +288,7 @@ def test_operator_joins_the_latest_group_that_it_reads_from() -> None:
 
 def test_norm_is_two_launches_in_openvino_and_one_elsewhere() -> None:
     launches = {name: [group.num_launches for group in groups_of(ADD_NORM, FUSIONS[name])] for name in FUSIONS}
-    assert launches == {"per operator": [1, 1], "inductor": [1, 1], "openvino": [1, 2], "tensorrt": [1, 1]}
+    assert launches == {"per operator": [1, 1], "Inductor": [1, 1], "OpenVINO": [1, 2], "TensorRT": [1, 1]}
 
 
 # A real layer.
@@ -298,8 +298,8 @@ def test_norm_is_two_launches_in_openvino_and_one_elsewhere() -> None:
     ("fusion", "kinds"),
     [
         ("per operator", {"matmul": 6, "attention": 1, "norm": 2, "pointwise": 3}),
-        ("openvino", {"matmul": 6, "attention": 1, "norm": 2, "pointwise": 2}),
-        ("tensorrt", {"matmul": 4, "attention": 1, "norm": 2}),
+        ("OpenVINO", {"matmul": 6, "attention": 1, "norm": 2, "pointwise": 2}),
+        ("TensorRT", {"matmul": 4, "attention": 1, "norm": 2}),
     ],
 )
 def test_layer_of_bert_is_so_many_kernels(fusion: str, kinds: dict[str, int]) -> None:
@@ -307,7 +307,7 @@ def test_layer_of_bert_is_so_many_kernels(fusion: str, kinds: dict[str, int]) ->
 
 
 def test_layer_of_bert_in_openvino_has_its_gelu_in_a_product() -> None:
-    assert [group.operators for group in layer_groups("openvino")] == [
+    assert [group.operators for group in layer_groups("OpenVINO")] == [
         ("addmm",),
         ("addmm",),
         ("addmm",),
@@ -323,7 +323,7 @@ def test_layer_of_bert_in_openvino_has_its_gelu_in_a_product() -> None:
 
 
 def test_layer_of_bert_in_tensorrt_has_its_residuals_in_products() -> None:
-    assert [group.operators for group in layer_groups("tensorrt")] == [
+    assert [group.operators for group in layer_groups("TensorRT")] == [
         ("addmm", "addmm", "addmm"),
         ("_scaled_dot_product_flash_attention_for_cpu",),
         ("addmm", "add"),
@@ -446,7 +446,7 @@ def executed(captured: CapturedModel) -> tuple[list[Group], list[tuple[str, str]
     compiled = openvino.Core().compile_model(convert(segment), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     nodes = [(fact["layerType"].astype(str), fact["originalLayersNames"].astype(str)) for fact in facts]
-    return estimate_segment(segment, "openvino"), nodes
+    return estimate_segment(segment, "OpenVINO"), nodes
 
 
 Executed = tuple[list[Group], list[tuple[str, str]]]

@@ -11,7 +11,7 @@ from mpcompile.contract.backend import Backend, BuildConfig, Target
 from mpcompile.cost import profiles
 from mpcompile.cost.calibration import Profile
 from mpcompile.cost.grid_bench import FULL, QUICK, Grid
-from mpcompile.cost.profiles import find_kept_profile, find_profile
+from mpcompile.cost.profiles import find_kept_profile, find_present_device, find_profile
 from mpcompile.cost.rates import Rates
 from mpcompile.store.results import Store
 
@@ -176,3 +176,37 @@ def test_nothing_is_measured_where_a_kept_profile_will_do(counted: Counted, stor
 def test_full_store_costs_a_measurement_and_no_error(counted: Counted, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in place of the folder")
     assert find(Store(tmp_path / "file")).num_samples == 7
+
+
+class OnGpu(EagerBackend):
+    """A backend on a GPU of a name."""
+
+    device_kind = "gpu"
+
+    def __init__(self, gpu: str) -> None:
+        self._gpu = gpu
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"tensorrt": "tensorrt 10.3", "gpu": self._gpu}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB 8.0", "a100"),
+        ("NVIDIA L4 8.9", "l4"),
+        ("NVIDIA L40S 8.9", "l40s"),
+        ("NVIDIA GeForce RTX 4090 8.9", "rtx-4090"),
+        ("a GPU of the future 20.0", "a100"),
+    ],
+)
+def test_fit_on_a_gpu_starts_from_what_is_declared_of_it(gpu: str, name: str) -> None:
+    assert find_present_device(OnGpu(gpu)).name == name
+
+
+def test_fit_on_a_cpu_starts_from_the_declared_cpu() -> None:
+    assert find_present_device(EagerBackend()).name == "cpu"
+
+
+def test_gpu_is_calibrated_in_a_precision_that_cpus_lack(counted: Counted, store: Store) -> None:
+    assert find(store, OnGpu("NVIDIA L4 8.9"), "f16").rates.activation_bytes == 2

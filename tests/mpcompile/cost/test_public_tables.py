@@ -34,7 +34,7 @@ NUM_LAYERS = 12
 def bert_base() -> GraphWork:
     """BERT-base as TensorRT runs it: layers are alike, so one stands for all; of a vocabulary rows alone are read."""
     model = BertForSequenceClassification(BertConfig(vocab_size=100, num_hidden_layers=1)).eval()
-    work = estimate_work(capture(model), "tensorrt")
+    work = estimate_work(capture(model), "TensorRT")
     layered = {name: getattr(work, name) * NUM_LAYERS for name in ("attention", "prune", "feed_forward", "exits")}
     return dataclasses.replace(work, **layered)
 

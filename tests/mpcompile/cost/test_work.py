@@ -74,7 +74,7 @@ def counted_family(request: pytest.FixtureRequest, tiny_work: GraphWork) -> tupl
     graph, names = canonical_graph(request.param), ("input_ids", "attention_mask")
     task = Task("single_label", NUM_LABELS)
     captured = CapturedModel(graph, names, NUM_LAYERS, NUM_LABELS, D, MAX_POSITIONS, VOCAB_SIZE, {}, task)
-    return request.param, estimate_work(captured, "openvino")
+    return request.param, estimate_work(captured, "OpenVINO")
 
 
 @pytest.mark.parametrize(("batch_size", "seq_len"), [(1, 9), (4, 21)])
@@ -135,7 +135,7 @@ def cut(captured: CapturedModel) -> dict[str, tuple[Segment, ...]]:
 @pytest.fixture(scope="module")
 def estimated(cut: dict[str, tuple[Segment, ...]]) -> dict[str, list[list[Group]]]:
     """The groups of every segment, traced from its own graph."""
-    return {name: [estimate_segment(segment, "openvino") for segment in segments] for name, segments in cut.items()}
+    return {name: [estimate_segment(segment, "OpenVINO") for segment in segments] for name, segments in cut.items()}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mpcompile.graph.capture import CapturedModel
 @pytest.fixture(scope="session")
 def works(captured: CapturedModel) -> dict[str, GraphWork]:
     """The work of the tiny BERT by backend; counting it is what takes long."""
-    return {backend: estimate_work(captured, backend) for backend in ("tensorrt", "openvino")}
+    return {backend: estimate_work(captured, backend) for backend in ("TensorRT", "OpenVINO")}
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_times_are_those_of_the_cost_model(
     plan_tiny: PlanTiny, works: dict[str, GraphWork], device: str, precision: str
 ) -> None:
     plan = plan_tiny(device, precision=precision, seq_len=17, batch_size=5)
-    work = works["tensorrt" if DEVICES[device].kind == "gpu" else "openvino"]
+    work = works["TensorRT" if DEVICES[device].kind == "gpu" else "OpenVINO"]
     cost = CostModel(work, declare_rates(DEVICES[device], precision), max_length=MAX_POSITIONS)
     assert plan.precision == precision
     assert plan.unpruned_s == pytest.approx(float(cost.predict_unpruned(5, np.float64(17))))
@@ -77,7 +77,7 @@ def test_plan_is_predicted_afresh_to_the_same_number(
     options = {"precision": "f32", "batch_size": 32, "texts": tiny_texts, "tokenizer": tiny_tokenizer}
     plan = plan_tiny("cpu", 1.3, **options)
     lengths = np.array([len(tiny_tokenizer(text)["input_ids"]) for text in tiny_texts])
-    cost = CostModel(works["openvino"], declare_rates(DEVICES["cpu"], "f32"), max_length=MAX_POSITIONS)
+    cost = CostModel(works["OpenVINO"], declare_rates(DEVICES["cpu"], "f32"), max_length=MAX_POSITIONS)
     expected = ExpectedTime(cost, lengths, 32)
     survival = [(1 - plan.exit_share) ** index for index in range(len(plan.point.exit_layers))]
     assert plan.mean_length == lengths.mean()

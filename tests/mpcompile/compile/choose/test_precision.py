@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpcompile.backends.openvino.quantise import find_missing_maybe
+from mpcompile.backends.openvino.quantise import find_quantiser
 from mpcompile.compile.choose.precision import Expected, check_precision, list_precisions, pick_offer
 from mpcompile.compile.settings import Settings
 from mpcompile.contract.backend import Target
@@ -60,14 +60,9 @@ def test_int8_without_nncf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_precision(Settings(2.0, precision="auto"), has_texts=True)
 
 
-def test_missing_nncf_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nncf", None)
-    assert find_missing_maybe() is not None
-
-
 def listed(precisions: tuple[str, ...], asked: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is tried, and said, on a backend that runs some precisions."""
-    backend: Any = SimpleNamespace(precisions=lambda: precisions)
+    backend: Any = SimpleNamespace(precisions=lambda: precisions, find_quantiser=find_quantiser)
     target = Target(backend, "f32" if asked == "auto" else asked)
     return list_precisions(Settings(2.0, precision=asked), target)
 
