@@ -17,28 +17,28 @@ class _Entry:
     Attributes:
         place: module and class.
         devices: devices that it runs on.
-        packages: distributions that it needs beside our own.
         takes: arguments of the class, of "device" and "builder".
         builders: values of "builder", the default first.
+        packages: distributions that it needs beside our own.
     """
 
     place: str
     devices: tuple[str, ...]
-    packages: tuple[str, ...]
     takes: tuple[str, ...] = ()
     builders: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 BACKENDS = {
-    "openvino": _Entry("openvino.backend:OpenVinoBackend", ("cpu",), ("openvino",)),
-    "eager": _Entry("torch.eager:EagerBackend", ("cpu",), ("torch",)),
-    "inductor": _Entry("torch.inductor:InductorBackend", ("cpu", "cuda"), ("torch",), ("device",)),
+    "openvino": _Entry("openvino.backend:OpenVinoBackend", ("cpu",), packages=("openvino",)),
+    "eager": _Entry("torch.eager:EagerBackend", ("cpu",), packages=("torch",)),
+    "inductor": _Entry("torch.inductor:InductorBackend", ("cpu", "cuda"), ("device",), packages=("torch",)),
     "tensorrt": _Entry(
         "tensorrt.backend:TensorRtBackend",
         ("cuda",),
-        ("tensorrt", "cuda-python"),
         ("builder",),
         ("onnx", "torch_tensorrt"),
+        ("tensorrt", "cuda-python"),
     ),
 }
 """The first one that runs on a CPU is what "auto" means: the fastest there."""

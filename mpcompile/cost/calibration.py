@@ -29,7 +29,7 @@ FITTED = (
     "engine_s",
     "product_s",
 )
-"""What is fitted; the rest of the rates stays as declared."""
+"""What is fitted, where it is declared as more than 0; the rest of the rates stays as declared."""
 PRIOR_WEIGHT = 0.2
 """Pull of each declared number, so that one that the engines hardly depend on stays plausible: a deviation by a
 factor e costs as much as a misfit of 20% of one engine. With 0.02 some fits ended at a cache of terabytes a second."""
@@ -92,16 +92,18 @@ def calibrate(
 
 def fit_rates(samples: Sequence[Sample], declared: Rates) -> Rates:
     """The rates that explain samples best, in the sense of a robust fit of log time with a weak prior."""
-    start = np.log([getattr(declared, name) for name in FITTED])
+    # A GPU runs no products in a loop, so that none of its time is theirs.
+    names = [name for name in FITTED if getattr(declared, name) > 0.0]
+    start = np.log([getattr(declared, name) for name in names])
     measured = np.log([sample.measured_s for sample in samples])
 
     def misfit(logs: np.ndarray) -> np.ndarray:
-        rates = _with_fitted(declared, logs)
+        rates = _replace(declared, names, logs)
         predicted = np.log([sample.predict(rates) for sample in samples])
         return np.concatenate([predicted - measured, PRIOR_WEIGHT * (logs - start)])
 
     fitted = least_squares(misfit, start, loss="soft_l1", f_scale=0.1, diff_step=1e-3)
-    return _with_fitted(declared, fitted.x)
+    return _replace(declared, names, fitted.x)
 
 
 def describe_fit(rates: Rates, samples: Sequence[Sample]) -> Profile:
@@ -110,5 +112,5 @@ def describe_fit(rates: Rates, samples: Sequence[Sample]) -> Profile:
     return Profile(rates, float(np.median(errors)), float(np.percentile(errors, 95)), len(samples))
 
 
-def _with_fitted(declared: Rates, logs: np.ndarray) -> Rates:
-    return dataclasses.replace(declared, **dict(zip(FITTED, np.exp(logs).tolist(), strict=True)))
+def _replace(declared: Rates, names: Sequence[str], logs: np.ndarray) -> Rates:
+    return dataclasses.replace(declared, **dict(zip(names, np.exp(logs).tolist(), strict=True)))

@@ -293,3 +293,11 @@ def test_machine_is_measured(bench: GridBench, monkeypatch: pytest.MonkeyPatch) 
     assert 0 < profile.rates.launch_s < 1e-3
     assert profile.rates.reshape_s >= 0
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+
+
+def test_what_a_device_is_declared_not_to_have_stays_away() -> None:
+    declared = declare_rates(find_device("l4"), "f16")
+    true = dataclasses.replace(declared, engine_s=2.0 * declared.engine_s)
+    fitted = fit_rates(measure(ALL, true), declared)
+    assert fitted.product_s == 0.0
+    assert fitted.engine_s == pytest.approx(true.engine_s, rel=0.2)
