@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
 
 KEEP_FIRST = '''
 """KeepFirst: keep the first tokens of each text."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mpcompile.backends import BACKENDS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mpcompile"
 FLOORS = (
     ("errors", "progress"),

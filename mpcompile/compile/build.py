@@ -15,6 +15,7 @@ from mpcompile.contract.profile import OptimizationProfile
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.store.results import Store
+from mpcompile.store.source import digest_source
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Blueprint:
     Attributes:
         segments: the chain, with graphs.
         profile: sizes to build for.
-        digest: of everything that determines the segments beside their graphs: weights and exit heads.
+        digest: of everything that determines the segments beside the code of their graphs: weights and exit heads.
         calibration: texts, for segments in int8; None where there are none.
     """
 
@@ -76,6 +77,8 @@ def _describe(target: Target, blueprint: Blueprint, segment: Segment) -> dict[st
         "fingerprint": target.backend.fingerprint(),
         "profile": repr(blueprint.profile),
         "config": repr(target.config),
+        "source": digest_source(),
+        "graph": None if segment.graph_module is None else segment.graph_module.code,
         "segment": [segment.index, segment.exit_layer, segment.prune_layers, segment.precision],
         **describe_calibration(target.backend, segment.precision, blueprint.calibration),
     }

@@ -17,7 +17,8 @@ from mpcompile.errors import SettingError
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.tokens import Tokenizer
-from mpcompile.store.results import Store
+from mpcompile.store.results import Store, digest
+from mpcompile.store.source import digest_source
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ def open_job(
     target = _find_target(settings)
     separator_id = original.separator_id if has_pairs else None
     with progress.stage("capture"):
-        digest = original.digest() if separator_id is None else f"{original.digest()} separator {separator_id}"
         captured = capture(original.model, original.pooling.normalise, separator_id)
+        facts = {"graph": captured.graph_module.code, "separator": separator_id, "source": digest_source()}
         tokenizer = None
         if original.tokenizer is not None:
             tokenizer = Tokenizer.from_transformers(original.tokenizer, captured.max_length)
     job = Job(settings, original, tokenizer, Store(settings.cache_dir), progress)
-    return job, Model(captured, digest, captured.task), target
+    return job, Model(captured, digest({"original": original.digest(), **facts}), captured.task), target
 
 
 def _find_target(settings: Settings) -> Target:

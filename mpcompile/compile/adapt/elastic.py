@@ -29,12 +29,11 @@ from mpcompile.errors import DataError
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.progress import Stage
 from mpcompile.store.results import Store, digest_arrays
+from mpcompile.store.source import digest_source
 from passes import ExitHead
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the way of training: results of another are not taken from the store."""
 DEFAULTS = ElasticSettings()
 DISTILLATION = SingleLabelLoss()
 
@@ -211,7 +210,7 @@ def describe_run(
     decisive = {k: v for k, v in dataclasses.asdict(settings).items() if k != "seconds_per_checkpoint"}
     return {
         "kind": "elastic",
-        "version": VERSION,
+        "source": digest_source(),
         "model": _digest_weights(name_weights(captured.graph_module)),
         "graph": [_name_target(node) for node in captured.graph_module.graph.nodes],
         "heads": {str(layer): _digest_weights(name_weights(head)) for layer, head in sorted(heads.items())},

@@ -29,9 +29,6 @@ from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 from passes import ExitHead, PruneByThreshold, SoftenTokens, run_passes
 
-VERSION = 1
-"""Of the way of training: results of another are not taken from the store."""
-
 STAGE = ElasticSettings(max_epochs=5)
 
 
@@ -158,7 +155,7 @@ def train_thresholds(
     check_lesson(captured, lesson)
     first = _start_thresholds(captured.num_layers, prune_layers, settings.last_threshold)
     decisive = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("soft", "hard")}
-    this = {"kind": "thresholds", "version": VERSION}
+    this = {"kind": "thresholds"}
     texts, tokenizer = (lesson.training, lesson.validation), lesson.tokenizer
     arrays = train_once(
         describe_run(captured, heads, prune_layers, texts, settings.soft, loss) | {"soft": decisive} | this,

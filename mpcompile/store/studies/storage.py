@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,8 @@ def open_storage(url: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return _connect(url)
+        with _keeping_loggers():
+            return _connect(url)
     # RuntimeError is Optuna's for the tables of another version of it.
     except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
         if _is_full(error):
@@ -56,6 +58,17 @@ def open_storage(url: str) -> BaseStorage:
             f"--storage {hide_password(url)!r}: cannot be opened: {_first_line(error)}; expected an Optuna storage "
             "such as sqlite:///tune.db or postgresql://user@host/database, with its driver installed"
         ) from error
+
+
+@contextlib.contextmanager
+def _keeping_loggers() -> Iterator[None]:
+    """Lets nobody switch loggers off: alembic, which makes Optuna's tables, does so where the root has no handler."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _connect(url: str) -> BaseStorage:

@@ -22,8 +22,8 @@ from mpcompile.runtime.artifact import read_manifest
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.store.results import Store
 from tests.models import NUM_LABELS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 HERE = (sys.platform, platform.machine())
 needs_rtx = pytest.mark.skipif(HERE != ("linux", "x86_64"), reason="the registry has TensorRT-RTX for x86 Linux")
 AHEAD = BuilderOptions(("SM86", "SM89"))

@@ -21,8 +21,8 @@ from mpcompile.errors import ArtifactError
 from mpcompile.runtime import load as loading
 from mpcompile.runtime.artifact import CHECKSUM, MANIFEST, Manifest, read_manifest, replace_directory, write_manifest
 from mpcompile.runtime.model import OptimizedModel
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 FILES = (
     "engines/0.plan",
     "engines/1.plan",

@@ -4,13 +4,12 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from mpcompile.store.interrupts import held_interrupts
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 PREAMBLE = """
 import signal
 from mpcompile.store.interrupts import held_interrupts

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mpcompile.store.results import Store, digest, digest_arrays
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 KEY = {"kind": "test", "number": 1}
 
 

@@ -15,8 +15,8 @@ from mpcompile.errors import BackendError
 from mpcompile.tuning.bench import Job
 from mpcompile.tuning.measurer import MeasureFailed, Worker
 from mpcompile.tuning.process import ProcessChannel
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 START_S = 120.0
 """A fresh interpreter, on a machine that has other things to do."""
 NO_JOB = cast(Job, None)

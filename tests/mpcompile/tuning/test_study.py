@@ -19,8 +19,7 @@ from mpcompile.store.studies.storage import find_default_url, hide_password
 from mpcompile.tuning.study import ENQUEUED, OpenTrial, TuningStudy
 from mpcompile.tuning.variant import Variant
 from tests.mpcompile.tuning.fakes import CANDIDATES, IDENTITY, SPACE, START, open_study
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.paths import ROOT
 
 
 def take(study: TuningStudy) -> OpenTrial:

@@ -26,8 +26,8 @@ from mpcompile.tuning.measurer import MeasureFailed
 from mpcompile.tuning.result import TuneResult
 from mpcompile.tuning.variant import Variant
 from tests.mpcompile.tuning.fakes import InProcess
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 FASTER = Variant(0, "f32", num_threads=1, num_streams=1, cuts="point", split_scale=0.5)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mpcompile.compile.adapt.checkpoint import ABANDONED_S, Checkpoint, State
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 KEY = {"run": 1}
 
 

@@ -20,6 +20,7 @@ from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store, digest
 from passes import find_layers, verify
 from tests.models import MAX_POSITIONS, NUM_LABELS, build_head
+from tests.paths import ROOT
 
 PRUNES = (0, 2)
 SETTINGS = ElasticSettings(
@@ -229,6 +230,5 @@ def test_another_process_finds_what_this_one_trained(captured: CapturedModel) ->
         "captured = capture(family_model('bert'))\n"
         "print(digest(describe_run(captured, {}, (), (), DEFAULTS, DISTILLATION)))"
     )
-    root = Path(__file__).parents[4]
-    theirs = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    theirs = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert theirs.split()[-1] == digest(describe_run(captured, {}, (), (), ElasticSettings(), DISTILLATION))

@@ -26,8 +26,7 @@ from tests.mpcompile.compile.choose.fakes import (
     front_loss,
     run_study,
 )
-
-ROOT = Path(__file__).resolve().parents[4]
+from tests.paths import ROOT
 
 
 def trials_in(path: Path, *precisions: str) -> list[optuna.trial.FrozenTrial]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mpcompile.compile.texts.examples import Examples, labels_to_ids, load_examples
 from mpcompile.errors import DataError
+from tests.paths import ROOT
 
 SENTIMENT = {0: "negative", 1: "positive"}
 GENERIC = {0: "LABEL_0", 1: "LABEL_1"}
@@ -311,6 +312,5 @@ def test_import_is_light() -> None:
         "import sys, numpy, mpcompile; before = set(sys.modules); import mpcompile.compile.texts.examples;"
         "print({'torch', 'transformers', 'pandas', 'pyarrow', 'datasets'} & (set(sys.modules) - before))"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
