@@ -27,12 +27,14 @@ from transformers.utils import logging as transformers_logging
 
 from mpcompile.backends import find_backend
 from mpcompile.contract.backend import Backend, Target
-from mpcompile.cost.calibration import Profile, describe_fit, fit_rates
+from mpcompile.cost.calibration import describe_fit, fit_rates
 from mpcompile.cost.devices import find_device
-from mpcompile.cost.grid_bench import FULL, HELD_OUT, QUICK, Grid, GridBench, Sample, measure_steady
+from mpcompile.cost.grid_bench import GridBench, Sample, measure_steady
+from mpcompile.cost.grids import FULL, HELD_OUT, QUICK, Grid
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.rates import Rates, declare_rates
-from mpcompile.cost.work import GraphWork, estimate_work
+from mpcompile.cost.rates import Profile, Rates, declare_rates
+from mpcompile.cost.regions import GraphWork
+from mpcompile.cost.work import estimate_work
 from mpcompile.graph.capture import CapturedModel, capture
 
 TABLE = Path(__file__).with_name("tensorrt_bert_base.csv")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -19,9 +20,11 @@ def show(text: str) -> None:
 
 def silence_transformers() -> None:
     """Turns its progress bars off: one set of them is enough."""
-    from transformers.utils import logging as transformers_logging
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # which it reads when it is imported: seconds that may be spared
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
 
 
 def write_csv(target: Path, rows: Sequence[Sequence[object]]) -> None:

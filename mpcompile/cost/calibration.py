@@ -9,50 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from mpcompile.contract.backend import Target
-from mpcompile.cost.grid_bench import FULL, Grid, GridBench, Sample, measure_steady
-from mpcompile.cost.rates import Rates
+from mpcompile.cost.grid_bench import GridBench, Sample, measure_steady
+from mpcompile.cost.grids import FULL, Grid
+from mpcompile.cost.rates import FITTED, Profile, Rates
 
-FITTED = (
-    "matmul_flops_per_s",
-    "attention_flops_per_s",
-    "vector_flops_per_s",
-    "memory_bytes_per_s",
-    "cache_bytes_per_s",
-    "cache_bytes",
-    "launch_s",
-    "engine_s",
-    "product_s",
-)
-"""What is fitted, where it is declared as more than 0; the rest of the rates stays as declared."""
 PRIOR_WEIGHT = 0.2
 """Pull of each declared number, so that one that the engines hardly depend on stays plausible: a deviation by a
 factor e costs as much as a misfit of 20% of one engine. With 0.02 some fits ended at a cache of terabytes a second."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A measured machine.
-
-    Attributes:
-        rates: fitted.
-        median_error, p95_error: of |predicted / measured - 1| over the samples.
-        num_samples: engines and sizes that were timed.
-    """
-
-    rates: Rates
-    median_error: float
-    p95_error: float
-    num_samples: int
-
-    def to_json(self) -> dict[str, object]:
-        """Plain JSON values."""
-        return {**dataclasses.asdict(self), "rates": dataclasses.asdict(self.rates)}
 
 
 def calibrate(

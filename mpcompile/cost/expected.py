@@ -5,11 +5,11 @@ Where texts were run, `workload` replays them; here nothing was, and each exampl
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binom
 
 from mpcompile.contract.operating_point import OperatingPoint, count_left
 from mpcompile.cost.forecast import SegmentTime
@@ -33,6 +33,9 @@ class ExpectedTime:
         self._lengths, counts = np.unique(lengths, return_counts=True)
         self._share_up_to = np.cumsum(counts) / counts.sum()  # of the examples that are not longer
         self._known: dict[tuple[object, ...], float] = {}
+        # A search asks for thousands of points with the same few counts and shares.
+        self._chance_longest = functools.cache(self._compute_chance_longest)
+        self._chance_of_counts = functools.cache(functools.partial(_binomial, np.arange(1, batch_size + 1), batch_size))
 
     def predict(self, point: OperatingPoint, survival: Sequence[float]) -> tuple[SegmentTime, ...]:
         """Expected time of each engine.
@@ -45,8 +48,7 @@ class ExpectedTime:
         counts = np.arange(1, self._batch_size + 1)
         length = self._lengths
         for (first, exit_layer), share in zip(itertools.pairwise((0, *point.exit_layers)), survival, strict=True):
-            # A denormal share, which is as good as none, would overflow.
-            chance = binom.pmf(counts, self._batch_size, share if share > 1e-12 else 0.0)
+            chance = self._chance_of_counts(share)
             likely = np.flatnonzero((chance > 1e-4 * chance.max()) & (chance > 0.0))
             seconds = sum(chance[i] * self._engine(first, exit_layer, int(counts[i]), length, point) for i in likely)
             left = count_left(point, first, exit_layer, length)
@@ -67,7 +69,7 @@ class ExpectedTime:
             self._known[key] = seconds + reshape_s
         return self._known[key]
 
-    def _chance_longest(self, count: int) -> np.ndarray:
+    def _compute_chance_longest(self, count: int) -> np.ndarray:
         """Probability of each length to be that of the longest of `count` examples; pruning keeps their order."""
         return np.diff(self._share_up_to**count, prepend=0.0)
 
@@ -87,3 +89,14 @@ def predict_whole(cost: CostModel, lengths: np.ndarray, batch_size: int) -> floa
     """
     whole = OperatingPoint((cost.work.num_layers,))
     return total_seconds(ExpectedTime(cost, lengths, batch_size).predict(whole, (1.0,)))
+
+
+def _binomial(counts: np.ndarray, num_trials: int, share: float) -> np.ndarray:
+    """Probability of each number of successes, from 1: what `scipy.stats.binom.pmf` gives, whose import takes long."""
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, num_trials + 1)))])
+    failures = num_trials - counts
+    with np.errstate(divide="ignore", invalid="ignore"):  # of shares of 0 and 1
+        log_chance = counts * np.log(share) + np.where(failures == 0, 0.0, failures * np.log1p(-share))
+    ways = log_factorial[num_trials] - log_factorial[counts] - log_factorial[failures]
+    chance: np.ndarray = np.exp(ways + log_chance)
+    return chance

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from mpcompile.cost.regions import FP32_BYTES
 from mpcompile.cost.tracing import Array, Operator
 
-FP32_BYTES = 4
 MATMULS = frozenset(("addmm", "mm", "bmm", "baddbmm", "linear", "matmul"))
 NORMS = frozenset(("native_layer_norm",))
 LOOKUPS = frozenset(("embedding", "index_select", "gather", "index", "take_along_dim"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,10 +13,12 @@ from mpcompile.contract.backend import Engine, Target
 from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.contract.profile import default_profile
 from mpcompile.contract.segment import Segment
+from mpcompile.cost.grids import Grid
 from mpcompile.cost.rates import Rates
+from mpcompile.cost.regions import GraphWork, Work
 from mpcompile.cost.roofline import predict_region
 from mpcompile.cost.timing import measure_interleaved
-from mpcompile.cost.work import GraphWork, Work, estimate_work
+from mpcompile.cost.work import estimate_work
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from passes import ExitHead
@@ -29,41 +31,6 @@ SETTLE_S = 0.01
 
 Key = tuple[int, int, int, float]
 """Index of a segment, batch size, length, keep ratio."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Engines and sizes to time.
-
-    Attributes:
-        hidden_size, num_heads: of the random encoder.
-        batch_sizes, lengths: all pairs of at most `max_tokens` tokens.
-        keep_ratios: of its prune.
-        max_tokens: tokens of a batch at most.
-    """
-
-    hidden_size: int
-    num_heads: int
-    batch_sizes: tuple[int, ...]
-    lengths: tuple[int, ...]
-    keep_ratios: tuple[float, ...]
-    max_tokens: int = 3072
-
-    def shapes(self) -> Iterator[tuple[int, int]]:
-        """Pairs of batch size and length."""
-        for batch_size in self.batch_sizes:
-            for length in self.lengths:
-                if batch_size * length <= self.max_tokens:
-                    yield batch_size, length
-
-
-QUICK = (Grid(256, 8, (1, 4, 32), (4, 24, 96), (0.5,), 2048),)
-FULL = (
-    Grid(256, 8, (1, 4, 16, 64), (4, 16, 48, 128, 320), (0.3, 0.8)),
-    Grid(768, 12, (1, 4, 16, 64), (4, 16, 48, 128, 320), (0.3, 0.8)),
-)
-HELD_OUT = (Grid(384, 12, (1, 2, 8, 32), (8, 24, 40, 64, 100, 200, 400), (0.25, 0.5, 0.9)),)
-"""Widths, batches, lengths and ratios that are not fitted to."""
 
 
 @dataclass(frozen=True)

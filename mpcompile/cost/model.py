@@ -10,8 +10,8 @@ import numpy as np
 
 from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.cost.rates import Rates
+from mpcompile.cost.regions import GraphWork, Part, Size
 from mpcompile.cost.roofline import predict_region
-from mpcompile.cost.work import GraphWork, Part, Size
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Measured profiles of the present machine, kept in the store."""
+"""Measured profiles of the present machine, kept in the store. Imports no torch until something is measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mpcompile.contract.backend import Backend, Target
-from mpcompile.cost.calibration import FITTED, Profile, calibrate
 from mpcompile.cost.device import Device
 from mpcompile.cost.devices import find_device, load_devices
-from mpcompile.cost.grid_bench import FULL, QUICK, Grid
-from mpcompile.cost.rates import Rates, declare_rates
+from mpcompile.cost.grids import FULL, QUICK, Grid
+from mpcompile.cost.rates import FITTED, Profile, Rates, declare_rates
 from mpcompile.store.results import Store
 
 FORMAT = 2
@@ -44,6 +43,8 @@ def find_profile(
     Raises:
         BackendError: when an engine cannot be built.
     """
+    from mpcompile.cost.calibration import calibrate  # needs torch, which a profile that is kept does without
+
     declared = declare_rates(find_present_device(target.backend), target.precision)
     for grids in () if fresh else (FULL,) if thorough else (FULL, QUICK):
         kept = store.find_maybe(_key(target, grids))

@@ -6,11 +6,12 @@ Declared numbers are what a datasheet promises times the share of it that kernel
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from mpcompile.contract.precision import ELEMENT_BYTES
 from mpcompile.cost.device import Device
-from mpcompile.cost.fusion import FP32_BYTES
+from mpcompile.cost.regions import FP32_BYTES
 from mpcompile.errors import SettingError
 
 MATMUL_SHARE, ATTENTION_SHARE, VECTOR_SHARE = 0.6, 0.35, 0.4
@@ -25,6 +26,18 @@ tile of 128 x 128 is the smallest that runs at full rate (CUTLASS, "Efficient GE
 Multiplication Background User's Guide", tile quantisation and wave quantisation)."""
 CPU_PRODUCT_S = 5e-7
 """A small product in a batch of them is a call of a kernel in a loop, about half a microsecond."""
+FITTED = (
+    "matmul_flops_per_s",
+    "attention_flops_per_s",
+    "vector_flops_per_s",
+    "memory_bytes_per_s",
+    "cache_bytes_per_s",
+    "cache_bytes",
+    "launch_s",
+    "engine_s",
+    "product_s",
+)
+"""What is fitted, where it is declared as more than 0; the rest of the rates stays as declared."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,26 @@ class Rates:
     tiles: tuple[tuple[int, int, float], ...] = ((1, 1, 1.0),)
     overlap: float = 1.0
     activation_bytes: int = FP32_BYTES
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A measured machine.
+
+    Attributes:
+        rates: fitted.
+        median_error, p95_error: of |predicted / measured - 1| over the samples.
+        num_samples: engines and sizes that were timed.
+    """
+
+    rates: Rates
+    median_error: float
+    p95_error: float
+    num_samples: int
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "rates": dataclasses.asdict(self.rates)}
 
 
 def declare_rates(device: Device, precision: str) -> Rates:

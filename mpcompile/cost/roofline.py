@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.cost.fusion import FP32_BYTES
 from mpcompile.cost.rates import Rates
-from mpcompile.cost.work import Work
+from mpcompile.cost.regions import FP32_BYTES, Work
 
 
 def predict_region(rates: Rates, work: Work, engine_weight_bytes: float) -> Any:

@@ -1,26 +1,22 @@
-"""Work of a model by region: what each part of a layer computes and moves, for any batch and length.
+"""Counts the work of a model by region: what each part of a layer computes and moves, for any batch and length.
 
-All that can be built from a model (every prune, every exit, every cut) is traced once; a segment is
-a sequence of regions. Shapes: B examples, S tokens that enter a region, K tokens that a prune keeps.
+All that can be built from a model (every prune, every exit, every cut) is traced once, with symbols for sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
 from typing import Any
 
-import numpy as np
 import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.contract.segment import Segment
 from mpcompile.cost.fusion import FUSIONS, Fusion, Group, Product, fuse
+from mpcompile.cost.regions import GraphWork, Kernel, Polynomial, Region
 from mpcompile.cost.tracing import BATCH, LENGTH, kept_symbol, trace_operators
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import rewrite
@@ -32,157 +28,6 @@ KEPT = sympy.Symbol("K", integer=True, positive=True)
 HEAD_WIDTH = 128
 _COUNTED: dict[tuple[object, ...], GraphWork] = {}
 _MAX_COUNTED = 64
-Size = np.ndarray | np.float64
-"""A number of examples or tokens, or an array of them."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of a region's groups, one row a group, in numbers or arrays of the shape asked.
-
-    Attributes:
-        kinds: kinds of the groups; see `Group`.
-        count: how many of each group there are.
-        num_launches: kernels of one such group.
-        products: (count, rows, inner, columns) of a group's matrix product, zeros where it has none.
-        vector_flops, weight_bytes, activation_bytes: flops and bytes of one such group, see `Group`.
-    """
-
-    kinds: tuple[str, ...]
-    count: tuple[int, ...]
-    num_launches: tuple[int, ...]
-    products: tuple[tuple[Any, Any, Any, Any], ...]
-    vector_flops: tuple[Any, ...]
-    weight_bytes: tuple[Any, ...]
-    activation_bytes: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Region:
-    """A part of the model that is run as a whole.
-
-    Attributes:
-        groups: distinct groups, each with how often it occurs.
-    """
-
-    groups: tuple[tuple[Group, int], ...]
-
-    @classmethod
-    def of(cls, groups: Iterable[Group]) -> Region:
-        """A region of groups in any order."""
-        return cls(tuple(Counter(groups).items()))
-
-    def evaluate(self, batch_size: Size, seq_len: Size, num_kept: Size | None = None) -> Work:
-        """The work for a batch of examples that all have `seq_len` tokens; arrays of one shape or numbers.
-
-        Args:
-            batch_size: B.
-            seq_len: S.
-            num_kept: K, for a prune; S where there is none.
-        """
-        sizes = (batch_size, seq_len, seq_len if num_kept is None else num_kept)
-        values = self._compiled(*(np.asarray(size, np.float64) for size in sizes))
-        rows = [values[i : i + 7] for i in range(0, len(values), 7)]
-        return Work(
-            kinds=tuple(group.kind for group, _ in self.groups),
-            count=tuple(count for _, count in self.groups),
-            num_launches=tuple(group.num_launches for group, _ in self.groups),
-            products=tuple(tuple(row[:4]) for row in rows),
-            vector_flops=tuple(row[4] for row in rows),
-            weight_bytes=tuple(row[5] for row in rows),
-            activation_bytes=tuple(row[6] for row in rows),
-        )
-
-    def count_flops(self, batch_size: Size, seq_len: Size, num_kept: Size | None = None) -> np.ndarray:
-        """Flops of everything, matrix products and the rest."""
-        work = self.evaluate(batch_size, seq_len, num_kept)
-        total: Any = 0.0
-        for kind, count, product, vector in zip(work.kinds, work.count, work.products, work.vector_flops, strict=True):
-            doubled = 2 if kind == "attention" else 1
-            total = total + count * (doubled * 2 * product[0] * product[1] * product[2] * product[3] + vector)
-        return np.asarray(total)
-
-    @functools.cached_property
-    def weight_bytes(self) -> float:
-        """Parameters that it reads, fp32."""
-        return float(sum(count * group.weight_bytes for group, count in self.groups))
-
-    @functools.cached_property
-    def num_launches(self) -> int:
-        """Kernels that it is run as."""
-        return sum(count * group.num_launches for group, count in self.groups)
-
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        expressions: list[sympy.Expr] = []
-        for group, _ in self.groups:
-            product = group.product or Product(*(sympy.Integer(0),) * 4)
-            expressions += [product.count, product.rows, product.inner, product.columns]
-            expressions += [group.vector_flops, group.weight_bytes, group.activation_bytes]
-        return sympy.lambdify((BATCH, LENGTH, KEPT), expressions, "math", cse=True)
-
-
-@dataclass(frozen=True)
-class GraphWork:
-    """Work of a classifier and of all that can be inserted into it.
-
-    Attributes:
-        entry: gathering the survivors at the start of a segment.
-        embeddings: what comes before the first layer.
-        attention: by layer, up to where it may prune.
-        prune: by layer, what a prune there costs.
-        feed_forward: by layer, what follows the prune.
-        exits: by layers run, what an off-ramp there costs.
-        classifier: what comes after the last layer.
-    """
-
-    entry: Region
-    embeddings: Region
-    attention: tuple[Region, ...]
-    prune: tuple[Region, ...]
-    feed_forward: tuple[Region, ...]
-    exits: tuple[Region, ...]
-    classifier: Region
-
-    @property
-    def num_layers(self) -> int:
-        """Encoder layers."""
-        return len(self.attention)
-
-    def list_parts(
-        self, is_first: bool, first: int, exit_layer: int, seq_len: Size, point: OperatingPoint
-    ) -> Iterator[Part]:
-        """Parts of a segment: embeddings or entry, layers `first` to `exit_layer`, the head or classifier there.
-
-        Args:
-            is_first: whether it starts from ids; after an exit at layer 0 another segment starts at that layer, too.
-            seq_len: tokens that enter.
-            point: for what it prunes.
-        """
-        yield Part(self.embeddings if is_first else self.entry, seq_len)
-        length = seq_len
-        for layer in range(first, exit_layer):
-            yield Part(self.attention[layer], length)
-            if layer in point.prune_layers:
-                yield Part(self.prune[layer], length, point.keep_ratio_at(layer))
-                length = count_kept(point.keep_ratio_at(layer), length)
-            yield Part(self.feed_forward[layer], length)
-        yield Part(self.classifier if exit_layer == self.num_layers else self.exits[exit_layer], length)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A region as it is run.
-
-    Attributes:
-        region: which.
-        seq_len: tokens that enter, a number or an array.
-        keep_ratio: of a prune, 1 elsewhere.
-    """
-
-    region: Region
-    seq_len: Size
-    keep_ratio: float = 1.0
 
 
 def estimate_work(captured: CapturedModel, fusion: str) -> GraphWork:
@@ -220,12 +65,12 @@ def _count_work(captured: CapturedModel, fusion: str) -> GraphWork:
     shared: dict[Region, Region] = {}  # layers are alike: one compiled function and one cached table serve them all
 
     def region(*place: Hashable) -> Region:
-        made = Region.of(by_place.get(place, []))
+        made = count_region(by_place.get(place, []))
         return shared.setdefault(made, made)
 
     layers = range(num_layers)
     return GraphWork(
-        entry=Region.of(_entry_groups(size, FUSIONS[fusion])),
+        entry=count_region(_entry_groups(size, FUSIONS[fusion])),
         embeddings=region("embeddings"),
         attention=tuple(region("attention", layer) for layer in layers),
         prune=tuple(region("prune", layer) for layer in layers),
@@ -233,6 +78,33 @@ def _count_work(captured: CapturedModel, fusion: str) -> GraphWork:
         exits=tuple(region("exit", layer) for layer in layers),
         classifier=region("classifier"),
     )
+
+
+def count_region(groups: Iterable[Group]) -> Region:
+    """A region of groups in any order.
+
+    Raises:
+        PolynomialError: when a size of a group is no polynomial in B, S and K.
+    """
+    return Region(tuple(_count_kernel(group, count) for group, count in Counter(groups).items()))
+
+
+def _count_kernel(group: Group, count: int) -> Kernel:
+    product = group.product
+    return Kernel(
+        kind=group.kind,
+        count=count,
+        num_launches=group.num_launches,
+        product=() if product is None else tuple(_list_terms(getattr(product, name)) for name in _PRODUCT),
+        vector_flops=_list_terms(group.vector_flops),
+        weight_bytes=_list_terms(group.weight_bytes),
+        activation_bytes=_list_terms(group.activation_bytes),
+    )
+
+
+def _list_terms(expression: sympy.Expr) -> Polynomial:
+    terms = sympy.Poly(expression, BATCH, LENGTH, KEPT).terms()
+    return tuple((float(coefficient), *powers) for powers, coefficient in terms if coefficient)
 
 
 def estimate_segment(segment: Segment, fusion: str) -> list[Group]:

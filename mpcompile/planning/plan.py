@@ -6,34 +6,25 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mpcompile.backends import find_backend
-from mpcompile.compile.original import Original, open_original
-from mpcompile.compile.texts.examples import load_examples
 from mpcompile.contract.backend import Target
 from mpcompile.contract.front import check_target
 from mpcompile.contract.task import Task
-from mpcompile.cost.calibration import Profile
 from mpcompile.cost.device import Device
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.forecast import Forecast, Memory
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import PRESENT_MACHINE, find_kept_profile
-from mpcompile.cost.rates import declare_rates
-from mpcompile.cost.work import estimate_work
+from mpcompile.cost.rates import Profile, declare_rates
 from mpcompile.errors import BackendError, SettingError
-from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.planning.facts import ModelFacts, PlannedModel
 from mpcompile.planning.planner import PlannedPoint, Planner, count_activation_bytes
 from mpcompile.progress import StageProgress
-from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFAULT_LENGTH = 128
-"""Tokens of an example when neither texts nor a length are given: what public BERT latencies are given for."""
 CONTEXT_BYTES = {"gpu": 5e8, "cpu": 2e8}
 """Driver, libraries and runtime in memory, estimates: a CUDA context with TensorRT's kernels takes 0.3 to 0.8 GB
 (https://github.com/NVIDIA/TensorRT/issues/1858), OpenVINO with Python about 0.2 GB."""
@@ -83,19 +74,18 @@ def plan(
         raise SettingError(f"batch_size: {batch_size!r}; a whole number from 1 to 4096 is expected")
     found = find_device(device, None if devices is None else Path(devices))
     precision = _choose_precision(found, precision)
-    original = open_original(model, tokenizer)
-    with StageProgress(progress) as bars, original.evaluating():
-        with bars.stage("capture"):
-            captured = capture(original.model, original.pooling.normalise)
-        lengths = _find_lengths(original, captured, texts, seq_len)
-        with bars.stage("count the work"):
-            cost, notes = _cost_model(captured, found, precision, Store(None if cache_dir is None else Path(cache_dir)))
-        planner = Planner(cost, lengths, batch_size, captured.task.has_exits)
+    store = Store(None if cache_dir is None else Path(cache_dir))
+    with StageProgress(progress) as bars:
+        planned = PlannedModel(model, tokenizer, store, bars)
+        facts = planned.find_facts(FUSION_ON[found.kind])
+        lengths = planned.find_lengths(facts, texts, seq_len)
+        cost, notes = _cost_model(facts, found, precision, store)
+        planner = Planner(cost, lengths, batch_size, facts.task.has_exits)
         with bars.stage("search") as stage:
             candidate, reachable = planner.plan(target_speedup, stage)
-    memory = _estimate_memory(original, cost, found, candidate, batch_size, int(lengths.max()))
+    memory = _estimate_memory(facts, cost, found, candidate, batch_size, int(lengths.max()))
     return Forecast(
-        model=original.name,
+        model=planned.name,
         device=found.name,
         precision=precision,
         batch_size=batch_size,
@@ -110,7 +100,7 @@ def plan(
         segments=candidate.segments,
         memory=memory,
         fixed_share=planner.fixed_share(),
-        notes=(*notes, *_exit_notes(captured.task), *_memory_notes(memory, found)),
+        notes=(*notes, *_exit_notes(facts.task), *_memory_notes(memory, found)),
     )
 
 
@@ -133,28 +123,8 @@ def _list_native() -> tuple[str, ...]:
         return ("bf16", "f32")
 
 
-def _find_lengths(original: Original, captured: CapturedModel, texts: Any, seq_len: int | None) -> np.ndarray:
-    """Tokens of the workload's examples."""
-    longest = captured.max_length
-    if texts is None:
-        length = min(DEFAULT_LENGTH, longest) if seq_len is None else seq_len
-        if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= longest:
-            raise SettingError(f"seq_len: {length!r}; a whole number from 2 to {longest}, what the model reads")
-        return np.array([length])
-    if seq_len is not None:
-        raise SettingError(f"seq_len: {seq_len!r} beside texts; texts have lengths of their own: give one of the two")
-    if original.tokenizer is None:
-        raise SettingError(f"tokenizer: none found beside {original.name}, and texts need one; give a length instead")
-    examples = load_examples(texts)
-    tokenizer = Tokenizer.from_transformers(original.tokenizer, longest)
-    return np.array([max(len(tokens), 1) for tokens in tokenizer.encode(examples.texts, examples.text_pairs)])
-
-
-def _cost_model(
-    captured: CapturedModel, device: Device, precision: str, store: Store
-) -> tuple[CostModel, tuple[str, ...]]:
+def _cost_model(facts: ModelFacts, device: Device, precision: str, store: Store) -> tuple[CostModel, tuple[str, ...]]:
     """The cost model on a device: measured where it is this machine and was measured, else declared."""
-    fusion = FUSION_ON[device.kind]
     rates = declare_rates(device, precision)
     note = (
         f"times follow from datasheets (devices.toml); time of arithmetic scaled by {device.arithmetic_scale:g}, "
@@ -166,8 +136,7 @@ def _cost_model(
         if profile is not None:
             rates = profile.rates
             note = f"times follow from a measured profile of this machine, median error {profile.median_error:.0%}"
-    work = estimate_work(captured, fusion)
-    return CostModel(work, rates, max_length=captured.max_length), (note,)
+    return CostModel(facts.work, rates, max_length=facts.max_length), (note,)
 
 
 def _find_profile(precision: str, store: Store) -> Profile | None:
@@ -180,11 +149,10 @@ def _find_profile(precision: str, store: Store) -> Profile | None:
 
 
 def _estimate_memory(
-    original: Original, cost: CostModel, device: Device, candidate: PlannedPoint, batch_size: int, seq_len: int
+    facts: ModelFacts, cost: CostModel, device: Device, candidate: PlannedPoint, batch_size: int, seq_len: int
 ) -> Memory:
-    parameters = sum(value.numel() for value in original.model.parameters())
     return Memory(
-        weights=float(parameters * cost.rates.activation_bytes),
+        weights=float(facts.num_parameters * cost.rates.activation_bytes),
         activations=count_activation_bytes(cost, candidate.point, batch_size, seq_len),
         context=CONTEXT_BYTES[device.kind],
         device=float(device.memory_bytes),

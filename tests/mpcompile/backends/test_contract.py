@@ -22,7 +22,7 @@ from mpcompile.backends.torch.eager import EagerEngine
 from mpcompile.compile.rebuild import rebuild_segments
 from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.cost.grid_bench import Grid
+from mpcompile.cost.grids import Grid
 from mpcompile.cost.profiles import find_profile
 from mpcompile.runtime.artifact import read_manifest, write_manifest
 from mpcompile.runtime.runtime import Runtime

@@ -16,9 +16,8 @@ from mpcompile.backends.torch.eager import EagerBackend
 from mpcompile.commands.cli import main
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.precision import fastest_float
-from mpcompile.cost import profiles
-from mpcompile.cost.calibration import Profile
 from mpcompile.cost.forecast import Forecast, Memory, SegmentTime
+from mpcompile.cost.rates import Profile
 from mpcompile.errors import BackendError
 
 Captured = pytest.CaptureFixture[str]
@@ -110,7 +109,7 @@ def test_plan_neither_builds_nor_runs_an_engine(
     for backend in (OpenVinoBackend, EagerBackend):
         monkeypatch.setattr(backend, "build", refuse)
         monkeypatch.setattr(backend, "load", refuse)
-    monkeypatch.setattr(profiles, "calibrate", refuse)
+    monkeypatch.setattr("mpcompile.cost.calibration.calibrate", refuse)
     arguments = ["plan", tiny_model_dir, "--device", "cpu", "--target-speedup", 1.1, "--no-progress"]
     status, out, _ = run(capsys, *arguments, "--cache-dir", cache_dir / "empty")
     assert status == 0
@@ -228,7 +227,7 @@ class Calibration:
 @pytest.fixture
 def calibration(monkeypatch: pytest.MonkeyPatch) -> Calibration:
     calibration = Calibration()
-    monkeypatch.setattr(profiles, "calibrate", calibration)
+    monkeypatch.setattr("mpcompile.cost.calibration.calibrate", calibration)
     return calibration
 
 
@@ -299,7 +298,7 @@ def test_calibrate_says_that_an_engine_cannot_be_built(
     def fail(*_: object, **__: object) -> None:
         raise BackendError("segment 0: no")
 
-    monkeypatch.setattr(profiles, "calibrate", fail)
+    monkeypatch.setattr("mpcompile.cost.calibration.calibrate", fail)
     assert run(capsys, *calibrate_arguments(tmp_path)) == (1, "", "error: segment 0: no\n")
     assert names_in(tmp_path) == []
 
@@ -308,7 +307,7 @@ def test_ctrl_c_leaves_no_profile(tmp_path: Path, capsys: Captured, monkeypatch:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(profiles, "calibrate", interrupt)
+    monkeypatch.setattr("mpcompile.cost.calibration.calibrate", interrupt)
     status, out, err = run(capsys, *calibrate_arguments(tmp_path))
     assert (status, out) == (130, "")
     assert "interrupted" in err
@@ -322,7 +321,7 @@ def test_ctrl_c_keeps_the_profile_of_before(
         raise KeyboardInterrupt
 
     _, before, _ = run(capsys, *calibrate_arguments(tmp_path, "--json"))
-    monkeypatch.setattr(profiles, "calibrate", interrupt)
+    monkeypatch.setattr("mpcompile.cost.calibration.calibrate", interrupt)
     assert run(capsys, *calibrate_arguments(tmp_path, "--fresh"))[0] == 130
     assert run(capsys, *calibrate_arguments(tmp_path, "--json"))[1] == before
 

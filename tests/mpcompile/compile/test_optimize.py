@@ -519,7 +519,7 @@ def test_same_job_again_takes_what_is_slow_from_the_cache(job: Job, monkeypatch:
     model = build_model("bert", seed=11)  # one that no other test has filled the cache for
     job(model, texts=job.texts)
     monkeypatch.setattr("mpcompile.compile.choose.collector.FeatureCollector", refuse)
-    monkeypatch.setattr("mpcompile.cost.profiles.calibrate", refuse)
+    monkeypatch.setattr("mpcompile.cost.calibration.calibrate", refuse)
     job(model, texts=job.texts)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mpcompile.cost.work import GraphWork, estimate_work
+from mpcompile.cost.regions import GraphWork
+from mpcompile.cost.work import estimate_work
 from mpcompile.graph.capture import CapturedModel
 
 

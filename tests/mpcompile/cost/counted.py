@@ -4,11 +4,12 @@ import sympy
 
 from mpcompile.cost.fusion import FP32_BYTES, Group, Product
 from mpcompile.cost.rates import Rates
+from mpcompile.cost.regions import GraphWork, Region
 from mpcompile.cost.tracing import BATCH, LENGTH
-from mpcompile.cost.work import KEPT, GraphWork, Region
+from mpcompile.cost.work import KEPT, count_region
 
 B, S, K = BATCH, LENGTH, KEPT
-NOTHING = Region.of(())
+NOTHING = count_region(())
 
 RATES = Rates(
     "counted",

@@ -12,22 +12,12 @@ from mpcompile.backends.torch.eager import EagerBackend
 from mpcompile.contract.backend import BuildConfig, Target
 from mpcompile.contract.segment import Segment
 from mpcompile.cost import calibration
-from mpcompile.cost.calibration import FITTED, Profile, calibrate, describe_fit, fit_rates
+from mpcompile.cost.calibration import calibrate, describe_fit, fit_rates
 from mpcompile.cost.devices import find_device
-from mpcompile.cost.grid_bench import (
-    FULL,
-    HELD_OUT,
-    QUICK,
-    Grid,
-    GridBench,
-    Sample,
-    describe_sample,
-    make_call,
-    measure_steady,
-    random_encoder,
-)
-from mpcompile.cost.rates import Rates, declare_rates
-from mpcompile.cost.work import GraphWork, Work
+from mpcompile.cost.grid_bench import GridBench, Sample, describe_sample, make_call, measure_steady, random_encoder
+from mpcompile.cost.grids import FULL, HELD_OUT, QUICK, Grid
+from mpcompile.cost.rates import FITTED, Profile, Rates, declare_rates
+from mpcompile.cost.regions import GraphWork, Work
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import partition
 from tests.models import build_head

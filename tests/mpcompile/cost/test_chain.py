@@ -8,10 +8,10 @@ import pytest
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.work import Region
+from mpcompile.cost.work import count_region
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
-HALF = Region.of([pointwise(50 * B * S)])
+HALF = count_region([pointwise(50 * B * S)])
 COST = CostModel(build_work(2, attention=HALF, feed_forward=HALF), dataclasses.replace(RATES, engine_s=10.0))
 """A layer takes 1 s a token, a call 10 s, and heads nothing."""
 WHOLE = Chain((2,), (np.inf,))

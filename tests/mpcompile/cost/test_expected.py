@@ -5,18 +5,20 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcompile.contract.operating_point import OperatingPoint, count_left
 from mpcompile.cost.devices import find_device
-from mpcompile.cost.expected import ExpectedTime, total_seconds
+from mpcompile.cost.expected import ExpectedTime, _binomial, total_seconds
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import Rates, declare_rates
-from mpcompile.cost.work import GraphWork, Region
+from mpcompile.cost.regions import GraphWork
+from mpcompile.cost.work import count_region
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
-HALF = Region.of([pointwise(50 * B * S)])
+HALF = count_region([pointwise(50 * B * S)])
 CALLED = dataclasses.replace(RATES, engine_s=10.0)
 """A layer takes 1 s a token, a call 10 s."""
 WHOLE, SPLIT = OperatingPoint((2,)), OperatingPoint((1, 2), (0.5,))
@@ -173,3 +175,11 @@ def test_time_grows_with_survival(lengths: list[int], batch_size: int, shares: t
     expected = ExpectedTime(COUNTED, np.array(lengths), batch_size)
     fewer_s, more_s = (total_seconds(expected.predict(SPLIT, [1.0, share])) for share in sorted(shares))
     assert fewer_s <= more_s * (1 + 1e-3)  # numbers of survivors that are too unlikely are left out
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-300, 1e-9, 0.3, 0.999, 1.0])
+@pytest.mark.parametrize("num_trials", [1, 2, 32, 4096])
+def test_chances_are_those_of_a_binomial_distribution(num_trials: int, share: float) -> None:
+    counts = np.arange(1, num_trials + 1)
+    expected = scipy.stats.binom.pmf(counts, num_trials, share if share > 1e-12 else 0.0)
+    np.testing.assert_allclose(_binomial(counts, num_trials, share), expected, rtol=1e-8, atol=1e-250)

@@ -9,19 +9,20 @@ from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import declare_rates
+from mpcompile.cost.regions import GraphWork
 from mpcompile.cost.roofline import predict_region
-from mpcompile.cost.work import GraphWork, Region
+from mpcompile.cost.work import count_region
 from tests.mpcompile.cost.counted import RATES, B, K, S, build_work, pointwise, weights
 
 WORK = build_work(
     2,
-    entry=Region.of([pointwise(moved=40 * B * S)]),
-    embeddings=Region.of([pointwise(moved=10 * B * S)]),
-    attention=Region.of([pointwise(200 * B * S)] * 2),
-    prune=Region.of([pointwise(100 * B * S + 300 * B * K)]),
-    feed_forward=Region.of([pointwise(600 * B * S)]),
-    exits=Region.of([pointwise(50 * B)]),
-    classifier=Region.of([pointwise(70 * B)]),
+    entry=count_region([pointwise(moved=40 * B * S)]),
+    embeddings=count_region([pointwise(moved=10 * B * S)]),
+    attention=count_region([pointwise(200 * B * S)] * 2),
+    prune=count_region([pointwise(100 * B * S + 300 * B * K)]),
+    feed_forward=count_region([pointwise(600 * B * S)]),
+    exits=count_region([pointwise(50 * B)]),
+    classifier=count_region([pointwise(70 * B)]),
 )
 """By token: embeddings 1 s, entry 4 s, a layer 4 s + 6 s, a prune 1 s and 3 s for each kept; an example's exit 0.5 s,
 its classifier 0.7 s."""
@@ -175,7 +176,7 @@ def test_calls_of_all_sizes_are_alike_where_nothing_was_measured() -> None:
 
 # Weights.
 
-WEIGHTY = build_work(2, attention=Region.of([weights(200)] * 4))
+WEIGHTY = build_work(2, attention=count_region([weights(200)] * 4))
 """A layer of 800 bytes of weights."""
 
 
@@ -236,13 +237,13 @@ def test_lengths_up_to_the_model_s_longest_are_known() -> None:
 
 def test_split_tokens_are_what_a_call_costs_in_tokens() -> None:
     # A token takes 5 s in the layers, a call costs 20 s beside them.
-    work = build_work(2, feed_forward=Region.of([pointwise(250 * B * S)]))
+    work = build_work(2, feed_forward=count_region([pointwise(250 * B * S)]))
     (tokens,) = CostModel(work, dataclasses.replace(RATES, engine_s=20.0)).split_tokens((2,), 16)
     assert tokens == pytest.approx(20 / 5)
 
 
 def test_launches_are_a_part_of_what_a_call_costs() -> None:
-    work = build_work(2, feed_forward=Region.of([pointwise(250 * B * S)]))
+    work = build_work(2, feed_forward=count_region([pointwise(250 * B * S)]))
     rates = dataclasses.replace(RATES, engine_s=20.0, launch_s=5.0)
     (tokens,) = CostModel(work, rates).split_tokens((2,), 16)
     assert tokens == pytest.approx((20 + 2 * 5) / 5)

@@ -8,11 +8,10 @@ import pytest
 
 from mpcompile.backends.torch.eager import EagerBackend
 from mpcompile.contract.backend import Backend, BuildConfig, Target
-from mpcompile.cost import profiles
-from mpcompile.cost.calibration import Profile
-from mpcompile.cost.grid_bench import FULL, QUICK, Grid
+from mpcompile.cost import calibration
+from mpcompile.cost.grids import FULL, QUICK, Grid
 from mpcompile.cost.profiles import find_kept_profile, find_present_device, find_profile
-from mpcompile.cost.rates import Rates
+from mpcompile.cost.rates import Profile, Rates
 from mpcompile.store.results import Store
 
 CONFIG = BuildConfig()
@@ -53,7 +52,7 @@ class OtherBackend(EagerBackend):
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     counted = Counted()
-    monkeypatch.setattr(profiles, "calibrate", counted)
+    monkeypatch.setattr(calibration, "calibrate", counted)
     return counted
 
 

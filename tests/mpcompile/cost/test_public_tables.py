@@ -13,7 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from mpcompile.cost.devices import find_device
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.rates import declare_rates
-from mpcompile.cost.work import GraphWork, estimate_work
+from mpcompile.cost.regions import GraphWork
+from mpcompile.cost.work import estimate_work
 from mpcompile.graph.capture import capture
 
 CARDS = ("t4", "l4", "a100", "l40s")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcompile.cost.rates import GPU_TILES, Rates
+from mpcompile.cost.regions import Work
 from mpcompile.cost.roofline import count_waves, predict_region
-from mpcompile.cost.work import Work
 from tests.mpcompile.cost.counted import RATES
 
 NO_PRODUCT = (0, 0, 0, 0)

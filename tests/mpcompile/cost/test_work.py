@@ -15,8 +15,9 @@ from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.contract.segment import Segment
 from mpcompile.contract.task import Task
 from mpcompile.cost.fusion import FP32_BYTES, Group
+from mpcompile.cost.regions import GraphWork, Part
 from mpcompile.cost.tracing import BATCH, LENGTH, kept_symbol
-from mpcompile.cost.work import HEAD_WIDTH, GraphWork, Part, Region, estimate_segment, estimate_work
+from mpcompile.cost.work import HEAD_WIDTH, count_region, estimate_segment, estimate_work
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from passes import ExitHead
@@ -324,7 +325,7 @@ def test_model_of_few_positions_is_counted() -> None:
 
 
 def test_region_of_one_linear_is_counted() -> None:
-    work = Region.of([linear(4, 6)]).evaluate(np.float64(2), np.float64(5))
+    work = count_region([linear(4, 6)]).evaluate(np.float64(2), np.float64(5))
     assert (work.kinds, work.count, work.num_launches) == (("matmul",), (1,), (1,))
     assert [tuple(map(float, product)) for product in work.products] == [(1, 10, 4, 6)]
     assert (work.vector_flops, work.weight_bytes) == ((0,), (4 * (4 * 6 + 6),))
@@ -332,15 +333,17 @@ def test_region_of_one_linear_is_counted() -> None:
 
 
 def test_flops_of_one_linear_are_two_for_each_multiply_add() -> None:
-    assert Region.of([linear(4, 6)]).count_flops(np.float64(2), np.float64(5)) == 2 * 10 * 4 * 6
+    assert count_region([linear(4, 6)]).count_flops(np.float64(2), np.float64(5)) == 2 * 10 * 4 * 6
 
 
 def test_flops_of_attention_are_those_of_both_its_products() -> None:
-    assert Region.of([attention_group(2, 8)]).count_flops(np.float64(3), np.float64(5)) == 2 * (2 * 3 * 2 * 5 * 5 * 8)
+    assert count_region([attention_group(2, 8)]).count_flops(np.float64(3), np.float64(5)) == 2 * (
+        2 * 3 * 2 * 5 * 5 * 8
+    )
 
 
 def test_like_groups_of_a_region_are_counted_and_not_repeated() -> None:
-    region = Region.of([linear(4, 6), pointwise(B * S), linear(4, 6)])
+    region = count_region([linear(4, 6), pointwise(B * S), linear(4, 6)])
     assert region.evaluate(np.float64(2), np.float64(5)).count == (2, 1)
     assert region.count_flops(np.float64(2), np.float64(5)) == 2 * 480 + 10
     assert region.weight_bytes == 2 * 4 * (4 * 6 + 6)
@@ -348,19 +351,19 @@ def test_like_groups_of_a_region_are_counted_and_not_repeated() -> None:
 
 
 def test_work_is_evaluated_for_many_lengths_at_once() -> None:
-    region, lengths = Region.of([linear(4, 6), pointwise(3 * B * S**2)]), np.array([1.0, 5.0, 20.0])
+    region, lengths = count_region([linear(4, 6), pointwise(3 * B * S**2)]), np.array([1.0, 5.0, 20.0])
     expected = [float(region.count_flops(np.float64(2), length)) for length in lengths]
     assert region.count_flops(np.float64(2), lengths).tolist() == expected
 
 
 def test_kept_tokens_are_all_where_there_is_no_prune() -> None:
-    region = Region.of([pointwise(sympy.Symbol("K", integer=True, positive=True) + 100 * S)])
+    region = count_region([pointwise(sympy.Symbol("K", integer=True, positive=True) + 100 * S)])
     assert region.count_flops(np.float64(1), np.float64(7)) == 707
     assert region.count_flops(np.float64(1), np.float64(7), np.float64(3)) == 703
 
 
 def test_empty_region_costs_nothing() -> None:
-    region = Region.of([])
+    region = count_region([])
     assert (float(region.count_flops(np.float64(2), np.float64(5))), region.weight_bytes, region.num_launches) == (
         0,
         0,

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 import mpcompile
 from mpcompile.cost.forecast import Forecast
-from mpcompile.cost.work import GraphWork, estimate_work
+from mpcompile.cost.regions import GraphWork
+from mpcompile.cost.work import estimate_work
 from mpcompile.graph.capture import CapturedModel
 
 
@@ -28,8 +29,8 @@ def plan_tiny(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Forecast]:
     """`plan` of the tiny BERT, for an L4 at 1x unless told otherwise; nothing was measured before."""
-    monkeypatch.setattr("mpcompile.planning.plan.capture", lambda *_: captured)
-    monkeypatch.setattr("mpcompile.planning.plan.estimate_work", lambda _, backend: works[backend])
+    monkeypatch.setattr("mpcompile.graph.capture.capture", lambda *_: captured)
+    monkeypatch.setattr("mpcompile.cost.work.estimate_work", lambda _, backend: works[backend])
 
     def plan(device: Any = "l4", target_speedup: Any = 1.0, **options: Any) -> Forecast:
         defaults = {"progress": False, "cache_dir": tmp_path / "cache"}

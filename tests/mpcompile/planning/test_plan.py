@@ -14,15 +14,14 @@ from mpcompile.backends.openvino.backend import OpenVinoBackend
 from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.precision import fastest_float
-from mpcompile.cost import profiles
-from mpcompile.cost.calibration import Profile
+from mpcompile.cost import calibration
 from mpcompile.cost.devices import load_devices
 from mpcompile.cost.expected import ExpectedTime, total_seconds
 from mpcompile.cost.forecast import Forecast
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.profiles import find_profile
-from mpcompile.cost.rates import Rates, declare_rates
-from mpcompile.cost.work import GraphWork
+from mpcompile.cost.rates import Profile, Rates, declare_rates
+from mpcompile.cost.regions import GraphWork
 from mpcompile.errors import BackendError, CaptureError, DataError, SettingError, TargetUnreachable
 from mpcompile.planning import plan as planning
 from mpcompile.store.results import Store
@@ -266,7 +265,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str],
     def measure(precision: str) -> None:
         find_profile(Target(OpenVinoBackend(), precision), Store(tmp_path / "cache"))
 
-    monkeypatch.setattr(profiles, "calibrate", calibrate)
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
     return measure
 
 

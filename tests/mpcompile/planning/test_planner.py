@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.expected import ExpectedTime, total_seconds
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.work import Region
+from mpcompile.cost.regions import Region
+from mpcompile.cost.work import count_region
 from mpcompile.errors import TargetUnreachable
 from mpcompile.planning.planner import EXIT_SHARES, KEEP_RATIOS, PlannedPoint, Planner, count_activation_bytes
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
@@ -22,7 +23,7 @@ from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 NUM_LAYERS, PRUNES, RAMPS = 6, (1, 2, 3, 4, 5), (1, 2, 4)
 LENGTHS = [10, 20, 40]
 CALL_S = 5.0
-HALF = Region.of([pointwise(50 * B * S)])
+HALF = count_region([pointwise(50 * B * S)])
 """Half a second a token, in front of the place where a layer prunes and behind it."""
 WORK = build_work(NUM_LAYERS, attention=HALF, feed_forward=HALF)
 COST = CostModel(WORK, dataclasses.replace(RATES, engine_s=CALL_S))
@@ -247,7 +248,7 @@ def test_fixed_share_of_texts_of_one_token_is_one() -> None:
 
 
 def moving(bytes_moved: object) -> Region:
-    return Region.of([pointwise(0, bytes_moved)])
+    return count_region([pointwise(0, bytes_moved)])
 
 
 def test_activations_are_twice_those_of_the_largest_kernel() -> None:

@@ -13,11 +13,11 @@ from mpcompile.compile.choose.schedule_study import StudyResult, StudySettings, 
 from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.contract.task import Task
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.work import Region
+from mpcompile.cost.work import count_region
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 NUM_LAYERS, NUM_TEXTS, LAYERS = 4, 400, (1, 2)
-KERNEL = Region.of([pointwise(B * S)])
+KERNEL = count_region([pointwise(B * S)])
 COST = CostModel(
     build_work(NUM_LAYERS, attention=KERNEL, feed_forward=KERNEL, classifier=KERNEL),
     dataclasses.replace(RATES, engine_s=0.001),

@@ -15,12 +15,12 @@ from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.task import Task
 from mpcompile.cost.model import CostModel
-from mpcompile.cost.work import Region
+from mpcompile.cost.work import count_region
 from tests.mpcompile.cost.counted import RATES, B, S, build_work, pointwise
 
 NUM_LAYERS, NUM_TEXTS = 4, 400
 TASK = Task("single_label", 3)
-KERNEL = Region.of([pointwise(B * S)])
+KERNEL = count_region([pointwise(B * S)])
 COST = CostModel(
     build_work(NUM_LAYERS, attention=KERNEL, feed_forward=KERNEL, classifier=KERNEL),
     dataclasses.replace(RATES, engine_s=0.001),
