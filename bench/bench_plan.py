@@ -2,7 +2,7 @@
 
 python bench/bench_plan.py MODEL_FOLDER
 
-Each run is a process of its own, the imports included, with a pause before it. Both give the same plan, which is checked.
+Each run is a process of its own, imports included, with a pause before it. All give the same plan, which is checked.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def plan(model: Path, cache_dir: str, seconds: list[float]) -> dict[str, Any]:
 def format_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     rows = [
-        f"| {name} | {median(result[key]):.1f} | {min(result[key]):.1f} to {max(result[key]):.1f} | {len(result[key])} |"
-        for name, key in (("never seen", "first_s"), ("seen before", "second_s"))
+        f"| {name} | {median(times):.1f} | {min(times):.1f} to {max(times):.1f} | {len(times)} |"
+        for name, times in (("never seen", result["first_s"]), ("seen before", result["second_s"]))
     ]
     return "\n".join(
         [
