@@ -214,13 +214,9 @@ def keep_tokens(importance: Tensor, mask: Tensor, num_kept: Tensor, slots: Tenso
 def prune_tokens(
     hidden: Tensor,
     mask: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    attention: tuple[Tensor, Tensor, Tensor, float] | tuple[Tensor, Tensor, Tensor, float, Tensor],
     num_kept: Tensor,
     slots: Tensor,
-    scale: float,
-    bias: Tensor | None = None,
     separated: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Drops the tokens that matter least: the tensors really get shorter.
@@ -228,13 +224,13 @@ def prune_tokens(
     Args:
         hidden: hidden state (B, S, D).
         mask: additive mask (B, 1, 1, S).
-        query, key, value, scale, bias: see `token_importance`.
+        attention: (query, key, value, scale) of the layer, and the bias where there is one; see `token_importance`.
         num_kept, slots, separated: see `keep_tokens`.
 
     Returns:
         Hidden state (B, K, D), additive mask (B, 1, 1, K) and kept positions (B, K) int64.
     """
-    importance = token_importance(mask, query, key, value, scale, bias)
+    importance = token_importance(mask, *attention)
     kept_index = keep_tokens(importance, mask, num_kept, slots, separated)
     rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
     last = hidden.shape[1] - 1

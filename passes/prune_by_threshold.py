@@ -26,7 +26,7 @@ class PruneByThreshold(PruneTokens):
     After (K = what the example that keeps most keeps):
         token_threshold_3: "f32[1]" = new input
         h': "f32[B, K, D]", mask': "f32[B, 1, 1, K]", kept_index: "i64[B, K]", num_kept: "i64[B]"
-            = prune_by_threshold(h, mask, added, query, key, token_threshold_3)
+            = prune_by_threshold(h, mask, (added, query, key, scale), token_threshold_3)
         ...                                                      # later nodes use h', mask' and K
         return {"logits": logits, "kept_3": num_kept}
 
@@ -47,7 +47,7 @@ class PruneByThreshold(PruneTokens):
         with gm.graph.inserting_after(site):
             prune = gm.graph.call_function(
                 prune_by_threshold,
-                (site, layer.mask, layer.added, *layer.attention.args[:2], threshold, layer.scale),
+                (site, layer.mask, (layer.added, *layer.attention.args[:2], layer.scale), threshold),
                 {"separated": True} if knows_separator(gm) else {},
             )
         prune.meta["nn_module_stack"] = site.meta["nn_module_stack"]

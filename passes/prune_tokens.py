@@ -25,7 +25,7 @@ class PruneTokens(Pass):
     After (K = the largest num_kept in the batch):
         num_kept_3: "i64[B]", slots_3: "i64[K]" = new inputs
         h': "f32[B, K, D]", mask': "f32[B, 1, 1, K]", kept_index: "i64[B, K]"
-            = prune_tokens(h, mask, query, key, value, num_kept_3, slots_3)
+            = prune_tokens(h, mask, (query, key, value, scale), num_kept_3, slots_3)
         ...                                                      # later nodes use h', mask' and K
 
     Where the layer reads token positions, those after the prune are the kept tokens' own:
@@ -81,15 +81,10 @@ class PruneTokens(Pass):
         num_kept = insert_input(gm, f"num_kept_{self.layer}")
         slots = insert_input(gm, f"slots_{self.layer}")
         site = layer.attention_output
-        query, key, value = layer.attention.args[:3]
-        options: dict[str, Argument] = {
-            **({} if layer.bias is None else {"bias": layer.bias}),
-            **({"separated": True} if knows_separator(gm) else {}),
-        }
+        attention = (*layer.attention.args[:3], layer.scale, *(() if layer.bias is None else (layer.bias,)))
+        options: dict[str, Argument] = {"separated": True} if knows_separator(gm) else {}
         with gm.graph.inserting_after(site):
-            prune = gm.graph.call_function(
-                prune_tokens, (site, layer.mask, query, key, value, num_kept, slots, layer.scale), options
-            )
+            prune = gm.graph.call_function(prune_tokens, (site, layer.mask, attention, num_kept, slots), options)
         prune.meta["nn_module_stack"] = site.meta["nn_module_stack"]
         return prune
 

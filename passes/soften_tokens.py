@@ -23,7 +23,7 @@ class SoftenTokens(Pass):
     After:
         token_threshold_3: "f32[1]" = new input
         h': "f32[B, S, D]", share: "f32[B]"
-            = soften_tokens(h, mask, added, query, key, token_threshold_3, temperature)
+            = soften_tokens(h, mask, (added, query, key, scale), token_threshold_3, temperature)
         return {"logits": logits, "soft_kept_3": share}          # the soft mask's mean, for the regulariser
 
     Args:
@@ -44,17 +44,15 @@ class SoftenTokens(Pass):
         if layer.mask is None:
             raise PassError(f"layer {self.layer} has no mask: run Canonicalize first")
         readers = set(layer.output.users)
+        attention = (layer.added, *layer.attention.args[:2], layer.scale)
         threshold = insert_input(gm, f"token_threshold_{self.layer}")
         with gm.graph.inserting_after(layer.output):
             # NOTE: without the layer's place in the model: what reads the attention once more is not part of it.
             call = gm.graph.call_function(
                 soften_tokens,
-                (
-                    layer.output, layer.mask, layer.added, *layer.attention.args[:2], threshold, layer.scale,
-                    self.temperature,
-                ),
+                (layer.output, layer.mask, attention, threshold, self.temperature),
                 {"separated": True} if knows_separator(gm) else {},
-            )  # fmt: skip
+            )
         with gm.graph.inserting_after(call):
             share = gm.graph.call_function(operator.getitem, (call, 1))
             hidden = gm.graph.call_function(operator.getitem, (call, 0))

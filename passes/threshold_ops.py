@@ -46,11 +46,8 @@ def keep_above(importance: Tensor, mask: Tensor, threshold: Tensor, separated: b
 def prune_by_threshold(
     hidden: Tensor,
     mask: Tensor,
-    added: Tensor,
-    query: Tensor,
-    key: Tensor,
+    attention: tuple[Tensor, Tensor, Tensor, float],
     threshold: Tensor,
-    scale: float,
     separated: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Drops tokens below a threshold: the tensors get as short as the example that keeps most.
@@ -58,7 +55,7 @@ def prune_by_threshold(
     Args:
         hidden: hidden state (B, S, D).
         mask: additive mask (B, 1, 1, S).
-        added, query, key, scale: see `received_attention`.
+        attention: (added, query, key, scale) of the layer, see `received_attention`.
         threshold, separated: see `keep_above`.
 
     Returns:
@@ -66,7 +63,7 @@ def prune_by_threshold(
         with S, and tokens kept (B,) int64.
     """
     seq_len = hidden.shape[1]
-    keep = keep_above(received_attention(mask, added, query, key, scale), mask, threshold, separated)
+    keep = keep_above(received_attention(mask, *attention), mask, threshold, separated)
     num_kept = keep.sum(1)
     position = torch.arange(seq_len, device=hidden.device)
     # As a list of positions K is a size like any other: torch.export takes it, and OpenVINO, both without a look
@@ -87,11 +84,8 @@ def prune_by_threshold(
 def soften_tokens(
     hidden: Tensor,
     mask: Tensor,
-    added: Tensor,
-    query: Tensor,
-    key: Tensor,
+    attention: tuple[Tensor, Tensor, Tensor, float],
     threshold: Tensor,
-    scale: float,
     temperature: float,
     separated: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -101,14 +95,15 @@ def soften_tokens(
 
     Args:
         hidden: what the layer gives, (B, S, D).
-        mask, added, query, key, scale: of its attention, see `received_attention`.
+        mask: additive mask (B, 1, 1, S).
+        attention: (added, query, key, scale) of the layer, see `received_attention`.
         threshold, separated: see `keep_above`.
         temperature: the lower, the harder.
 
     Returns:
         Hidden state (B, S, D), and the mean of the mask over each example's tokens, (B,).
     """
-    importance = received_attention(mask, added, query, key, scale).float()
+    importance = received_attention(mask, *attention).float()
     soft = torch.sigmoid((importance - threshold) / temperature)
     soft = torch.where(_always_kept(mask, separated), 1.0, soft)
     real = (mask[:, 0, 0, :] >= 0).to(soft.dtype)

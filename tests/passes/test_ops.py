@@ -228,7 +228,7 @@ def test_prune_hands_on_the_kept_tokens_and_masks_the_rest(case: PruneCase) -> N
     hidden = random(len(case.lengths), case.seq_len, 3, seed=case.seed)
     parts = [random(len(case.lengths), 2, case.seq_len, 4, seed=case.seed + i) for i in range(3)]
     slots = torch.arange(max(case.num_kept))
-    kept, mask, kept_index = prune_tokens(hidden, case.mask, *parts, torch.tensor(case.num_kept), slots, SCALE)
+    kept, mask, kept_index = prune_tokens(hidden, case.mask, (*parts, SCALE), torch.tensor(case.num_kept), slots)
     assert kept.shape == (len(case.lengths), len(slots), 3)
     assert torch.equal(mask, padding_mask(case.num_kept, len(slots)))
     for row, count in enumerate(case.num_kept):
@@ -242,7 +242,7 @@ def test_prune_that_keeps_every_token_is_bitwise_equal(case: PruneCase) -> None:
     hidden = random(len(case.lengths), width, 3, seed=case.seed)
     parts = [random(len(case.lengths), 2, width, 4, seed=case.seed + i) for i in range(3)]
     mask = padding_mask(case.lengths, width)
-    kept, kept_mask, _ = prune_tokens(hidden, mask, *parts, torch.tensor(case.lengths), torch.arange(width), SCALE)
+    kept, kept_mask, _ = prune_tokens(hidden, mask, (*parts, SCALE), torch.tensor(case.lengths), torch.arange(width))
     assert torch.equal(kept_mask, mask)
     real = mask[:, 0, 0, :] == 0
     assert torch.equal(kept[real], hidden[real])
@@ -252,7 +252,7 @@ def test_prune_lets_gradients_through_to_the_kept_tokens_alone() -> None:
     hidden = random(1, 5, 3).requires_grad_()
     parts = [random(1, 2, 5, 4, seed=seed) for seed in range(3)]
     num_kept, slots = torch.tensor([2]), torch.arange(2)
-    kept, _, kept_index = prune_tokens(hidden, padding_mask([5], 5), *parts, num_kept, slots, SCALE)
+    kept, _, kept_index = prune_tokens(hidden, padding_mask([5], 5), (*parts, SCALE), num_kept, slots)
     kept.sum().backward()
     assert hidden.grad is not None
     assert hidden.grad[0].any(-1).nonzero().flatten().tolist() == kept_index[0].tolist()
