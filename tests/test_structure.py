@@ -11,7 +11,7 @@ from tests.paths import ROOT
 
 PACKAGE = ROOT / "mpcompile"
 FLOORS = (
-    ("errors", "progress"),
+    ("errors", "logs", "progress"),
     ("store",),
     ("contract",),
     ("report",),

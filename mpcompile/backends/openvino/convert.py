@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 from mpcompile.graph.export import export_segment
+from mpcompile.logs import kept_root_logger
 
 aten = torch.ops.aten
 _FAILURES = (RuntimeError, openvino.frontend.OpConversionFailure)
@@ -32,7 +33,7 @@ def convert(segment: Segment) -> openvino.Model:
     """
     program = export_segment(segment)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_root_logger():
             warnings.simplefilter("ignore")
             graph_module = spell_out(program.module())
             try:

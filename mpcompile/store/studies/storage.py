@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from mpcompile.errors import SettingError, StudyError
+from mpcompile.logs import kept_root_logger
 from mpcompile.store.interrupts import held_interrupts
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def open_storage(url: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with _keeping_loggers():
+        with kept_root_logger():
             return _connect(url)
     # RuntimeError is Optuna's for the tables of another version of it.
     except (SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
@@ -58,17 +58,6 @@ def open_storage(url: str) -> BaseStorage:
             f"--storage {hide_password(url)!r}: cannot be opened: {_first_line(error)}; expected an Optuna storage "
             "such as sqlite:///tune.db or postgresql://user@host/database, with its driver installed"
         ) from error
-
-
-@contextlib.contextmanager
-def _keeping_loggers() -> Iterator[None]:
-    """Lets nobody switch loggers off: alembic, which makes Optuna's tables, does so where the root has no handler."""
-    handler = logging.NullHandler()
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
 
 
 def _connect(url: str) -> BaseStorage:

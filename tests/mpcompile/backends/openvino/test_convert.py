@@ -1,5 +1,7 @@
 """Tests of the way from a segment to an OpenVINO model."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -42,5 +44,6 @@ def test_answers_are_those_of_openvino_s_own_way() -> None:
 
 def test_what_cannot_be_replaced_is_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converting, "_REPLACEMENTS", {})
-    segment = partition(capture(family_model("bert")), {})[0]
+    segment, level = partition(capture(family_model("bert")), {})[0], logging.getLogger().level
     assert len(converting.convert(segment).outputs) == 1
+    assert logging.getLogger().level == level
