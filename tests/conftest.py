@@ -1,5 +1,6 @@
 """Fixtures: tiny models with random weights, a tokenizer that fits the BERT among them, and texts."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from tests.models import (
     exported_graph,
     family_model,
 )
+
+# pytest hands everything that torch traces to its log where this logger keeps to itself: a third of an export's time.
+logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

@@ -36,6 +36,7 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from mpcompile.graph.capture import CapturedModel, capture
 from passes import Canonicalize, ExitHead, FuseAttention, run_passes
 from tests.reference import count_kept
 
@@ -168,6 +169,12 @@ def random_batch(
         second = torch.arange(width) >= torch.tensor(list(lengths))[:, None] // 2
         batch["token_type_ids"] = (second & real).long()
     return batch
+
+
+@functools.cache
+def captured_model(family: str) -> CapturedModel:
+    """The family's tiny model as `capture` gives it, captured once; shared, so leave it as it is."""
+    return capture(family_model(family))
 
 
 def prune_inputs(lengths: Sequence[int], keep_ratios: Mapping[int, float]) -> dict[str, Tensor]:

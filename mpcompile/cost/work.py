@@ -20,6 +20,8 @@ from mpcompile.cost.regions import GraphWork, Kernel, Polynomial, Region
 from mpcompile.cost.tracing import BATCH, LENGTH, kept_symbol, trace_operators
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import rewrite
+from mpcompile.store.results import Store
+from mpcompile.store.source import digest_source
 from passes import ExitHead, find_exits
 from passes.encoder import find_layers
 from passes.ops import enter_segment, prune_tokens
@@ -30,12 +32,13 @@ _COUNTED: dict[tuple[object, ...], GraphWork] = {}
 _MAX_COUNTED = 64
 
 
-def estimate_work(captured: CapturedModel, fusion: str) -> GraphWork:
+def estimate_work(captured: CapturedModel, fusion: str, store: Store | None = None) -> GraphWork:
     """Counts the work of a model, region by region.
 
     Args:
         captured: the model.
         fusion: rules to count with, of `FUSIONS`; a backend names its own.
+        store: keeps the work for other processes.
 
     Returns:
         The work, counted once in a process for graphs of the same code and shapes: all precisions of a run share it.
@@ -45,8 +48,13 @@ def estimate_work(captured: CapturedModel, fusion: str) -> GraphWork:
     if key not in _COUNTED:
         if len(_COUNTED) >= _MAX_COUNTED:
             _COUNTED.pop(next(iter(_COUNTED)))
-        _COUNTED[key] = _count_work(captured, fusion)
+        _COUNTED[key] = _count_work(captured, fusion) if store is None else _fetch_work(captured, fusion, store, key)
     return _COUNTED[key]
+
+
+def _fetch_work(captured: CapturedModel, fusion: str, store: Store, key: tuple[object, ...]) -> GraphWork:
+    described = {"kind": "work", "model": key, "source": digest_source()}
+    return GraphWork.from_json(store.fetch_json(described, lambda: _count_work(captured, fusion).to_json()))
 
 
 def _count_work(captured: CapturedModel, fusion: str) -> GraphWork:

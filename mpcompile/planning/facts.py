@@ -132,11 +132,7 @@ class PlannedModel:
         """JSON values from the store, or computed where there is no digest to keep them under."""
         if digest is None:
             return compute()
-        arrays = self._store.fetch(
-            {**key, "model": digest, "source": digest_source()},
-            lambda: {"json": np.frombuffer(json.dumps(compute()).encode(), np.uint8)},
-        )
-        return json.loads(arrays["json"].tobytes())
+        return self._store.fetch_json({**key, "model": digest, "source": digest_source()}, compute)
 
     def _open(self, fusion: str) -> ModelFacts:
         from mpcompile.cost.work import estimate_work

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -50,6 +51,16 @@ class Store:
             arrays = compute()
             self.keep(key, arrays)
         return arrays
+
+    def fetch_json(self, key: Mapping[str, object], compute: Callable[[], Any]) -> Any:
+        """JSON values stored under a key; computed and stored when there are none.
+
+        Args:
+            key: everything that the values depend on, as JSON values.
+            compute: gives the values.
+        """
+        arrays = self.fetch(key, lambda: {"json": np.frombuffer(json.dumps(compute()).encode(), np.uint8)})
+        return json.loads(arrays["json"].tobytes())
 
     def find_maybe(self, key: Mapping[str, object]) -> dict[str, np.ndarray] | None:
         """The arrays stored under a key, or None."""

@@ -42,7 +42,7 @@ class Prior:
         self._precisions = builder.backend.precisions()
         self._precision = builder.manifest.segments[0].precision
         profile = find_profile(Target(builder.backend, self._precision), builder.store)
-        work = estimate_work(captured, builder.backend.fusion)
+        work = estimate_work(captured, builder.backend.fusion, builder.store)
         self._cost = CostModel(work, profile.rates, max_length=captured.max_length)
         self._exits: dict[int, Sequence[np.ndarray]] = {}
         self._seconds: dict[tuple[int, str, float], float] = {}

@@ -1,7 +1,9 @@
 """Fixtures of the compiler's tests: one optimized tiny model, and one artifact made by hand."""
 
+import contextlib
 import copy
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,20 +13,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends import find_backend
-from mpcompile.contract.backend import BuildConfig
+from mpcompile.contract.backend import BuildConfig, Target
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import default_profile
 from mpcompile.cost.forecast import Forecast
+from mpcompile.cost.profiles import find_profile
+from mpcompile.errors import BackendError
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
 from mpcompile.runtime.requests import ModelSignature
 from mpcompile.runtime.tokens import Tokenizer
-from tests.models import build_head
-from tests.mpcompile.cost.made_up import make_forecast
+from mpcompile.store.results import Store
+from tests.models import build_head, captured_model
+from tests.mpcompile.cost.made_up import declare_profile, make_forecast
 from tests.mpcompile.remembered import Remembered
 
 PRUNES = (0, 2)
@@ -127,9 +132,9 @@ def make_report() -> Callable[[Sequence[MeasuredPoint], int, str], Report]:
 
 
 @pytest.fixture(scope="session")
-def captured(tiny_bert: PreTrainedModel) -> CapturedModel:
+def captured() -> CapturedModel:
     """The tiny BERT as a graph; shared, so leave it as it is."""
-    return capture(tiny_bert)
+    return captured_model("bert")
 
 
 @pytest.fixture(scope="session")
@@ -159,8 +164,20 @@ def eager_artifact(
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs of `optimize` in the tests keep slow results; shared, so that the machine is measured once."""
-    return tmp_path_factory.mktemp("cache")
+    """Where the runs of `optimize` in the tests keep slow results, shared by the processes that run tests.
+
+    It has declared numbers as the measured profiles of this machine: measuring has tests of its own.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpcompile.cost.calibration.calibrate", declare_profile)
+        for name in ("openvino", "eager"):
+            with contextlib.suppress(BackendError):
+                backend = find_backend(name)
+                for precision in backend.precisions():
+                    find_profile(Target(backend, precision), Store(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition
 from passes import LowerPrecision, SpellOutAttention, run_passes
 from passes.encoder import ATTENTION
-from tests.models import build_head, count_ops, family_model, random_batch, run_recorded
+from tests.models import build_head, captured_model, count_ops, family_model, random_batch, run_recorded
 
 aten = torch.ops.aten
 LENGTHS = [12, 5, 1, 9]
@@ -20,7 +19,7 @@ LOW = (torch.float16, torch.bfloat16)
 
 def first_segment(family: str) -> GraphModule:
     """Embeddings and two layers, the second of which prunes, with an exit behind them."""
-    graph = partition(capture(family_model(family)), {2: build_head(2)}, (1,))[0].graph_module
+    graph = partition(captured_model(family), {2: build_head(2)}, (1,))[0].graph_module
     assert graph is not None
     return graph
 

@@ -33,7 +33,7 @@ def measure_cost_model(job: Job, model: Model, target: Target, unpruned: Runner,
     captured = model.captured
     with job.progress.stage("measure this machine") as stage:
         profile = find_profile(target, job.store, stage)
-        work = estimate_work(captured, target.backend.fusion)
+        work = estimate_work(captured, target.backend.fusion, job.store)
         cost = CostModel(work, profile.rates, max_length=captured.max_length)
         point = unpruned_point(model, target.precision)
         ratios = []

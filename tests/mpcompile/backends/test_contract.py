@@ -1,7 +1,7 @@
 """One contract for all backends: each goes through the main job, from capture to answers after tuning.
 
-A backend that is added to `BACKENDS` is in this suite by itself, but for those in `UNSEEN`. TensorRT runs on the fake
-device, and what inductor compiles is run eagerly: its compiler has a test of its own.
+A backend that is added to `BACKENDS` is in this suite by itself. TensorRT runs on the fake device, and what inductor
+compiles is run eagerly: its compiler has a test of its own.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends import BACKENDS, find_backend
@@ -21,19 +21,20 @@ from mpcompile.backends.tensorrt.loader import TensorRt
 from mpcompile.backends.torch.eager import EagerEngine
 from mpcompile.compile.rebuild import rebuild_segments
 from mpcompile.contract.backend import Target
-from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.grids import Grid
 from mpcompile.cost.profiles import find_profile
 from mpcompile.runtime.artifact import read_manifest, write_manifest
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.store.results import Store
 from mpcompile.tuning import tune
+from tests.models import build_model
 from tests.mpcompile.backends.tensorrt.fake import FakeDevice, make_session
+from tests.mpcompile.cost.made_up import declare_profile
 
-UNSEEN = ("inductor", "tensorrt")
-"""Written for them, too, but not yet seen to pass: tensorrt in f16 has no rates here to be calibrated from."""
-JOBS = [(name, "f32") for name in BACKENDS if name not in UNSEEN]
-ATOL = {"f32": 1e-4, "f16": 2e-2}
+JOBS = [(name, "f16" if name == "tensorrt" else "f32") for name in BACKENDS]
+"""TensorRT's f32 engines answer for the original on the way to those in f16."""
+ATOL = {"f32": 1e-4, "f16": 0.2}
+"""Of logits of about 1: heads fitted to forty texts make a hundred times more of the rounding of half precision."""
 GRID = (Grid(32, 2, (1, 2), (4, 8), (0.5,), 64),)
 
 
@@ -67,39 +68,40 @@ def job(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
 def artifact(
     job: tuple[str, str],
     capture_once: None,
-    tiny_bert: PreTrainedModel,
     tiny_tokenizer: PreTrainedTokenizerFast,
     tiny_texts: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The tiny BERT, optimized and saved."""
+    """A BERT of two layers, optimized and saved."""
     name, precision = job
     folder = tmp_path_factory.mktemp("contract")
-    optimized = mpcompile.optimize(
-        tiny_bert, 2.0, tokenizer=tiny_tokenizer, texts=tiny_texts, backend=name, precision=precision, progress=False,
-        cache_dir=folder / "cache", show_texts=False,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpcompile.cost.calibration.calibrate", declare_profile)
+        optimized = mpcompile.optimize(
+            build_model("bert", num_layers=2), 2.0, tokenizer=tiny_tokenizer, texts=tiny_texts, backend=name,
+            precision=precision, progress=False, cache_dir=folder / "cache", show_texts=False,
+        )  # fmt: skip
     return optimized.save(folder / "artifact")
 
 
-def run_eagerly(artifact: Path, inputs: dict[str, np.ndarray], point: OperatingPoint) -> Any:
-    """What torch answers with the same segments in f32, at a point."""
+@pytest.fixture(scope="module")
+def eager(artifact: Path) -> Runtime:
+    """Torch with the same segments in f32."""
     manifest = read_manifest(artifact)
-    segments = rebuild_segments(artifact, manifest)
-    floats = [dataclasses.replace(segment, precision="f32") for segment in segments]
-    engines = [EagerEngine(segment) for segment in floats]
-    return Runtime(floats, engines, manifest.signature.num_labels, [np.inf] * len(floats)).run(inputs, point)
+    segments = [dataclasses.replace(segment, precision="f32") for segment in rebuild_segments(artifact, manifest)]
+    engines = [EagerEngine(segment) for segment in segments]
+    return Runtime(segments, engines, manifest.signature.num_labels, [np.inf] * len(segments))
 
 
 def test_every_point_is_answered_as_torch_answers_it(
-    artifact: Path, job: tuple[str, str], tiny_texts: list[str]
+    artifact: Path, eager: Runtime, job: tuple[str, str], tiny_texts: list[str]
 ) -> None:
     optimized = mpcompile.load(artifact)
     assert optimized.tokenizer is not None
     inputs = optimized.tokenizer.pad(optimized.tokenizer.encode(tiny_texts[:9]))
     layers = set()
     for row in optimized.operating_points:
-        found, expected = optimized.runtime.run(inputs, row.point), run_eagerly(artifact, inputs, row.point)
+        found, expected = optimized.runtime.run(inputs, row.point), eager.run(inputs, row.point)
         layers |= set(found.exit_layer.tolist())
         if job[1] == "f32":  # half the digits may leave at another exit
             np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
@@ -107,7 +109,7 @@ def test_every_point_is_answered_as_torch_answers_it(
         same = found.exit_layer == expected.exit_layer
         assert same.mean() > 0.8
         np.testing.assert_allclose(found.logits[same], expected.logits[same], atol=ATOL[job[1]])
-    assert min(layers) < 3, "nobody left early: the exits were not tried"
+    assert min(layers) < 2, "nobody left early: the exits were not tried"
 
 
 def test_answers_are_those_of_the_fingerprint_that_is_here(artifact: Path, job: tuple[str, str]) -> None:

@@ -11,10 +11,10 @@ from mpcompile.compile.build import Blueprint, build_plans
 from mpcompile.contract.backend import Target
 from mpcompile.contract.profile import default_profile
 from mpcompile.contract.segment import Segment
-from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import partition
 from mpcompile.store.results import Store
-from tests.models import family_model
+from tests.models import captured_model
 
 
 class CountingBackend(EagerBackend):
@@ -30,7 +30,7 @@ class CountingBackend(EagerBackend):
 @pytest.fixture(scope="module")
 def captured() -> CapturedModel:
     """The tiny BERT's graph."""
-    return capture(family_model("bert"))
+    return captured_model("bert")
 
 
 Build = Callable[[tuple[Segment, ...]], list[bytes]]

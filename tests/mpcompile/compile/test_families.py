@@ -19,7 +19,7 @@ from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runtime import Runtime
 from passes.ops import additive_mask, prune_tokens
-from tests.models import MORE_FAMILIES, WORDS, build_head, build_model, family_model, random_batch
+from tests.models import MORE_FAMILIES, WORDS, build_head, build_model, captured_model, family_model, random_batch
 from tests.reference import run_reference
 
 RATIOS = {0: 0.7, 1: 0.6}
@@ -30,7 +30,7 @@ STRUCTURES = ("albert", "mpnet", "modernbert", "deberta")
 
 @functools.cache
 def captured_family(family: str) -> CapturedModel:
-    return capture(family_model(family))
+    return captured_model(family)
 
 
 def make_runtime(family: str, backend_name: str) -> Runtime:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from mpcompile.contract.backend import BuildConfig, Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import default_profile
 from mpcompile.errors import InputError, SettingError
-from mpcompile.graph.capture import CapturedModel, capture
+from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import partition, tap
 from mpcompile.runtime.runtime import RunResult, Runtime
 from mpcompile.runtime.tokens import Tokenizer
-from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, family_model, random_batch
+from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, captured_model, family_model, random_batch
 from tests.reference import run_reference
 
 PRUNES = (0, 1, 2)
@@ -30,14 +31,19 @@ LENGTHS = [12, 5, 2, 9]
 POINT = OperatingPoint((1, 3), (0.9,), PRUNES, (0.8, 0.7, 0.6), token_thresholds=(0.06, 0.1, 0.12))
 
 
-def run(
-    backend_name: str, point: OperatingPoint, batch: dict[str, np.ndarray], selection: str = "threshold"
-) -> RunResult:
-    captured, backend = capture(family_model("bert")), find_backend(backend_name)
+@functools.cache
+def build(backend_name: str, selection: str) -> Runtime:
+    captured, backend = captured_model("bert"), find_backend(backend_name)
     segments = partition(captured, {1: build_head(1)}, PRUNES, selection=selection)
     plans = [backend.build(segment, default_profile(MAX_POSITIONS), BuildConfig()) for segment in segments]
     engines = [backend.load(plan, segment, BuildConfig()) for plan, segment in zip(plans, segments, strict=True)]
-    return Runtime(segments, engines, NUM_LABELS, (8.0, 8.0)).run(batch, point)
+    return Runtime(segments, engines, NUM_LABELS, (8.0, 8.0))
+
+
+def run(
+    backend_name: str, point: OperatingPoint, batch: dict[str, np.ndarray], selection: str = "threshold"
+) -> RunResult:
+    return build(backend_name, selection).run(batch, point)
 
 
 def make_batch(lengths: list[int]) -> dict[str, np.ndarray]:

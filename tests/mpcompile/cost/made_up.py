@@ -2,6 +2,7 @@
 
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.forecast import Forecast, Memory, SegmentTime
+from mpcompile.cost.rates import Profile, Rates
 
 
 def make_forecast() -> Forecast:
@@ -24,3 +25,8 @@ def make_forecast() -> Forecast:
         fixed_share=0.25,
         notes=("the first [bold] note", "the second"),
     )
+
+
+def declare_profile(_: object, declared: Rates, *__: object, **___: object) -> Profile:
+    """Declared numbers in place of what `calibrate` would measure."""
+    return Profile(declared, 0.0, 0.0, 9)

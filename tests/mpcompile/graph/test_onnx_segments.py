@@ -18,7 +18,7 @@ from mpcompile.graph.onnx_check import OnnxEngine, check_onnx, corner_inputs
 from mpcompile.graph.onnx_segments import export_onnx
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runtime import Runtime
-from tests.models import NUM_LABELS, VOCAB_SIZE, build_head, family_model, random_batch
+from tests.models import NUM_LABELS, VOCAB_SIZE, build_head, captured_model, family_model, random_batch
 
 PROFILE = OptimizationProfile(Range(1, 2, 5), Range(2, 8, 24))
 LENGTHS = [12, 5, 1, 9]
@@ -26,13 +26,13 @@ LENGTHS = [12, 5, 1, 9]
 
 @pytest.fixture(scope="module")
 def captured() -> CapturedModel:
-    return capture(family_model("bert"))
+    return captured_model("bert")
 
 
 @functools.cache
 def export(precision: str, index: int) -> tuple[Segment, bytes]:
     """A segment of the chain that most tests look at; exporting it takes seconds."""
-    segment = cut(capture(family_model("bert")), precision)[index]
+    segment = cut(captured_model("bert"), precision)[index]
     return segment, export_onnx(segment)
 
 
@@ -57,7 +57,7 @@ def test_model_in_bf16_that_answers_otherwise_is_refused(tiny_bert: PreTrainedMo
 
 @pytest.mark.parametrize("family", ["albert", "mpnet", "modernbert", "deberta", "distilbert"])
 def test_other_families_answer_as_their_graphs(family: str) -> None:
-    for segment in partition(capture(family_model(family)), {1: build_head(1)}, (1,)):
+    for segment in partition(captured_model(family), {1: build_head(1)}, (1,)):
         assert check_onnx(segment, export_onnx(segment), PROFILE, VOCAB_SIZE) < 1e-4
 
 

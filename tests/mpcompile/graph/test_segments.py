@@ -15,6 +15,7 @@ from passes.encoder import ATTENTION
 from tests.models import (
     HIDDEN_SIZE,
     build_head,
+    captured_model,
     count_ops,
     family_model,
     prune_inputs,
@@ -29,7 +30,7 @@ ENTERED = ("hidden", "mask", "rows", "positions")
 
 @pytest.fixture(scope="module")
 def captured() -> CapturedModel:
-    return capture(family_model("bert"))
+    return captured_model("bert")
 
 
 def heads(*exit_layers: int) -> dict[int, ExitHead]:

@@ -19,10 +19,9 @@ from mpcompile.contract.backend import Engine
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BatchTooLarge, InputError
-from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runtime import RunResult, Runtime
-from tests.models import NUM_LABELS, build_head, family_model, random_batch
+from tests.models import NUM_LABELS, build_head, captured_model, family_model, random_batch
 from tests.reference import count_kept, run_reference
 
 Arrays = Mapping[str, np.ndarray]
@@ -37,7 +36,7 @@ PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 @functools.cache
 def build_segments() -> tuple[Segment, ...]:
     """Four segments, an exit in front of each layer but the first and one right after the embeddings."""
-    captured = capture(family_model("bert"))
+    captured = captured_model("bert")
     return partition(captured, {layer: build_head(layer) for layer in EXITS}, PRUNES)
 
 

@@ -10,11 +10,10 @@ pytest.importorskip("openvino")
 import openvino
 
 from mpcompile.backends.openvino import convert as converting
-from mpcompile.graph.capture import capture
 from mpcompile.graph.export import export_segment
 from mpcompile.graph.onnx_check import draw_inputs
 from mpcompile.graph.segments import partition
-from tests.models import build_head, family_model
+from tests.models import build_head, captured_model
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta", "mpnet"])
@@ -25,12 +24,12 @@ def test_operators_that_openvino_lacks_are_replaced_without_a_second_trace(
         raise AssertionError("decomposed")
 
     monkeypatch.setattr("torch.export.ExportedProgram.run_decompositions", refuse)
-    segment = partition(capture(family_model(family)), {1: build_head(1)}, (0, 2))[0]
+    segment = partition(captured_model(family), {1: build_head(1)}, (0, 2))[0]
     assert len(converting.convert(segment).outputs) == len(segment.output_names)
 
 
 def test_answers_are_those_of_openvino_s_own_way() -> None:
-    segment = partition(capture(family_model("bert")), {1: build_head(1)}, (0, 2))[0]
+    segment = partition(captured_model("bert"), {1: build_head(1)}, (0, 2))[0]
     inputs = draw_inputs(segment, 3, 9, 0.5, 30, np.random.default_rng(0))
     ours, theirs = (
         openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
@@ -44,6 +43,6 @@ def test_answers_are_those_of_openvino_s_own_way() -> None:
 
 def test_what_cannot_be_replaced_is_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converting, "_REPLACEMENTS", {})
-    segment, level = partition(capture(family_model("bert")), {})[0], logging.getLogger().level
+    segment, level = partition(captured_model("bert"), {})[0], logging.getLogger().level
     assert len(converting.convert(segment).outputs) == 1
     assert logging.getLogger().level == level

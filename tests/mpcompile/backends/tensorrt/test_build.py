@@ -24,7 +24,7 @@ from mpcompile.graph.capture import capture
 from mpcompile.graph.onnx_segments import export_onnx
 from mpcompile.graph.segments import partition
 from passes import ExitHead
-from tests.models import build_head, family_model
+from tests.models import build_head, captured_model
 
 PROFILE = OptimizationProfile(Range(1, 8, 64), Range(8, 128, 512))
 TARGETS = ("SM80", "SM86", "SM89", "SM120")
@@ -81,7 +81,7 @@ def test_engines_are_hardly_larger_than_their_weights(base: dict[str, BuiltEngin
 
 @needs_rtx
 def test_wide_profile_becomes_two_and_both_are_fused() -> None:
-    segment = partition(capture(family_model("bert")), {1: build_head(1)}, (0,), precision="f16")[0]
+    segment = partition(captured_model("bert"), {1: build_head(1)}, (0,), precision="f16")[0]
     profiles = split_profile(OptimizationProfile(Range(1, 8, 64), Range(8, 16, 32)))
     model = export_onnx(segment)
     assert [p.batch_size for p in profiles] == [Range(1, 1, 2), Range(1, 8, 64)]
@@ -135,7 +135,7 @@ def test_gpu_that_rtx_does_not_build_for_is_refused() -> None:
 
 
 def test_lengths_shrink_from_segment_to_segment() -> None:
-    segments = partition(capture(family_model("bert")), {1: build_head(1), 2: build_head(2)}, (0, 1))
+    segments = partition(captured_model("bert"), {1: build_head(1), 2: build_head(2)}, (0, 1))
     fast = OperatingPoint((1, 2, 3), (0.5, 0.5), (0, 1), (0.5, 0.5))
     slow = OperatingPoint((1, 2, 3), (0.5, 0.5), (0, 1), (0.75, 1.0))
     lengths = [profile.seq_len for profile in shrink_profiles(PROFILE, segments, (fast, slow))]
@@ -143,7 +143,7 @@ def test_lengths_shrink_from_segment_to_segment() -> None:
 
 
 def test_lengths_are_rounded_as_the_runtime_rounds_them_but_not_beyond_what_enters() -> None:
-    segments = partition(capture(family_model("bert")), {1: build_head(1)}, (0,))
+    segments = partition(captured_model("bert"), {1: build_head(1)}, (0,))
     for ratio, enters, expected in ((0.7, 512, 384), (0.95, 500, 480), (0.99, 500, 500)):
         profile = OptimizationProfile(Range(1, 8, 64), Range(8, 128, enters))
         point = OperatingPoint((1, 3), (0.5,), (0,), (ratio,))
@@ -151,7 +151,7 @@ def test_lengths_are_rounded_as_the_runtime_rounds_them_but_not_beyond_what_ente
 
 
 def test_shapes_follow_the_profile() -> None:
-    segment = partition(capture(family_model("bert")), {1: build_head(1)}, (2,))[1]
+    segment = partition(captured_model("bert"), {1: build_head(1)}, (2,))[1]
     shapes = find_shapes(segment, PROFILE)
     assert shapes["hidden"] == ((1, 8, 32), (8, 128, 32), (64, 512, 32))
     assert shapes["mask"] == ((1, 1, 1, 8), (8, 1, 1, 128), (64, 1, 1, 512))

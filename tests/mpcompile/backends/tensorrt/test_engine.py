@@ -18,11 +18,10 @@ from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
-from mpcompile.graph.capture import capture
 from mpcompile.graph.onnx_segments import export_onnx
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runtime import Runtime
-from tests.models import NUM_LABELS, build_head, family_model, random_batch
+from tests.models import NUM_LABELS, build_head, captured_model, family_model, random_batch
 from tests.mpcompile.backends.tensorrt.fake import FakeDevice, make_session
 
 PROFILE = OptimizationProfile(Range(1, 2, 16), Range(2, 8, 24))
@@ -32,7 +31,7 @@ SPLIT = (8.0, 8.0, 8.0)
 @pytest.fixture(scope="module")
 def chain() -> list[tuple[Segment, bytes]]:
     """Exits after layers 1 and 2, prunes in layers 0 and 2."""
-    segments = partition(capture(family_model("bert")), {1: build_head(1), 2: build_head(2)}, (0, 2))
+    segments = partition(captured_model("bert"), {1: build_head(1), 2: build_head(2)}, (0, 2))
     return [(segment, export_onnx(segment)) for segment in segments]
 
 

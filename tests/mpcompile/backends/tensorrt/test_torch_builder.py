@@ -14,15 +14,14 @@ from mpcompile.backends.tensorrt.torch_builder import build_with_torch_tensorrt,
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
-from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition
-from tests.models import build_head, family_model
+from tests.models import build_head, captured_model
 
 PROFILE = OptimizationProfile(Range(1, 2, 16), Range(2, 8, 24))
 
 
 def cut(prunes: tuple[int, ...] = (), precision: str = "f16") -> tuple[Segment, ...]:
-    return partition(capture(family_model("bert")), {1: build_head(1)}, prunes, precision=precision)
+    return partition(captured_model("bert"), {1: build_head(1)}, prunes, precision=precision)
 
 
 @pytest.fixture

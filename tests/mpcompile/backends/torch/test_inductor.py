@@ -14,17 +14,16 @@ from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
-from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runtime import Runtime
-from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, family_model, random_batch
+from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, captured_model, family_model, random_batch
 
 SPLIT = (8.0, 8.0)
 
 
 @pytest.fixture(scope="module")
 def segments() -> tuple[Segment, ...]:
-    return partition(capture(family_model("bert")), {1: build_head(1)}, (0, 2))
+    return partition(captured_model("bert"), {1: build_head(1)}, (0, 2))
 
 
 @pytest.fixture(scope="module")
