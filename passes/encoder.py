@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,8 +36,6 @@ POSITIONAL = (keep_positions, look_up_distances, look_up_positions, relative_bia
 """What reads token positions: their first argument."""
 PRUNES = (prune_tokens, prune_by_threshold)
 """What drops tokens: they give the hidden state, the mask in force and the kept positions first."""
-SETTINGS = ("num_kept_", "slots_", "token_threshold_")
-"""How the inputs are called that say how much to prune; the layer's index follows."""
 
 LOOKED_FOR = (
     "looked for one scaled_dot_product_attention per layer, inside a numbered list of modules such as "
@@ -109,6 +108,11 @@ def find_scale(attention: Node) -> float:
     query = attention.args[0]
     assert isinstance(query, Node)
     return 1.0 / math.sqrt(int(query.meta["val"].shape[-1]))
+
+
+def is_setting(node: Node) -> bool:
+    """Whether a node is an input of the graph that is of one layer, whose index ends its name: how much it prunes."""
+    return node.op == "placeholder" and re.search(r"_\d+$", str(node.target)) is not None
 
 
 def find_layers(gm: GraphModule) -> tuple[EncoderLayer, ...]:

@@ -6,7 +6,7 @@ import operator
 
 from torch.fx import Graph, GraphModule, Node
 
-from passes.encoder import SETTINGS, find_positions_after
+from passes.encoder import find_positions_after, is_setting
 from passes.insert_exit import find_exits
 from passes.ops import enter_positions, enter_segment
 from passes.outputs import find_outputs
@@ -93,7 +93,7 @@ def _extract(gm: GraphModule, start: dict[str, Node], end: dict[str, Node]) -> G
 
 
 def _may_cross(node: Node) -> bool:
-    return node.op != "placeholder" or str(node.target).startswith(SETTINGS)
+    return node.op != "placeholder" or is_setting(node)
 
 
 def _needed(given: set[Node], end: dict[str, Node]) -> set[Node]:

@@ -6,7 +6,7 @@ import itertools
 
 from torch.fx import GraphModule, Node
 
-from passes.encoder import SETTINGS, SIZE, EncoderLayer, find_layers
+from passes.encoder import SIZE, EncoderLayer, find_layers, is_setting
 from passes.evaluate import find_ancestors
 from passes.outputs import find_outputs
 from passes.pass_base import PassError
@@ -42,9 +42,8 @@ def _verify_layer(layer: EncoderLayer) -> None:
 def _may_enter(arg: Node, layer: EncoderLayer) -> bool:
     is_own_size = arg.target is SIZE and (arg.args[0] is layer.input or arg.args[0] in layer.nodes)
     is_parameter = arg.op == "get_attr"
-    is_setting = arg.op == "placeholder" and str(arg.target).startswith(SETTINGS)
     is_carried = arg in (layer.input, layer.mask, layer.positions)
-    return is_carried or is_own_size or is_parameter or is_setting or _is_made_of_parameters(arg)
+    return is_carried or is_own_size or is_parameter or is_setting(arg) or _is_made_of_parameters(arg)
 
 
 def _is_made_of_parameters(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING promises: a pass, a backend, a device and an option are added with a few lines, in a copy."""
+"""What CONTRIBUTING promises: a pass, a backend, an input, a device and an option take a few lines each, in a copy."""
 
 import json
 import shutil
@@ -21,17 +21,17 @@ from passes.encoder import EncoderLayer
 from passes.prune_tokens import PruneTokens, insert_input
 
 
-def keep_first(hidden, mask, num_kept, slots):
+def keep_first(hidden, mask, num_kept, slots, boost):
     kept = torch.where(slots < num_kept[:, None], 0.0, -1e30)[:, None, None, :]
     index = slots.expand(hidden.shape[0], -1)
-    return hidden[:, : slots.shape[0]], kept, index
+    return boost * hidden[:, : slots.shape[0]], kept, index
 
 
 class KeepFirst(PruneTokens):
     name = "KeepFirst"
 
     def _call_prune(self, gm: GraphModule, layer: EncoderLayer) -> Node:
-        inputs = [insert_input(gm, f"{name}_{self.layer}") for name in ("num_kept", "slots")]
+        inputs = [insert_input(gm, f"{name}_{self.layer}") for name in ("num_kept", "slots", "boost")]
         site = layer.attention_output
         with gm.graph.inserting_after(site):
             prune = gm.graph.call_function(keep_first, (site, layer.mask, *inputs))
@@ -51,7 +51,7 @@ class EchoBackend(EagerBackend):
 
     def make_engine(self, plan, segment, config):
         engine = super().make_engine(plan, segment, config)
-        return lambda inputs: (CALLS.append(segment.index), engine(inputs))[1]
+        return lambda inputs: (CALLS.append(inputs), engine(inputs))[1]
 '''
 PROGRAM = """
 import inspect, json
@@ -67,7 +67,9 @@ from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import default_profile
 from mpcompile.cost.devices import find_device
+from mpcompile.backends.tensorrt.profiles import find_shapes
 from mpcompile.graph.capture import capture
+from mpcompile.graph.export import export_segment
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runner import make_runtime
 from mpcompile.store.results import Store
@@ -86,6 +88,9 @@ for selection in ("top", "first"):
         result = runtime.run(batch, point)
         found[f"{selection} {ratio:g}"] = [result.logits.tolist(), result.tokens_kept.tolist()]
 found["calls"] = len(CALLS)
+found["boost"] = [CALLS[-1][f"boost_{layer}"].tolist() for layer in (0, 1)]
+found["exported"] = "boost_1" in str(export_segment(segments[0]).graph_signature)
+found["shape"] = find_shapes(segments[0], default_profile(captured.max_length))["boost_1"][0]
 found["device"] = find_device("made-up-board").num_sms
 found["signature"] = inspect.signature(mpcompile.optimize).parameters["greeting"].default
 found["option"] = Settings(2.0, greeting="hello").greeting
@@ -114,6 +119,11 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     rewrite = copy / "mpcompile" / "graph" / "rewrite.py"
     insert(rewrite, "from passes.pass_base import Pass", "from passes.keep_first import KeepFirst")
     rewrite.write_text(rewrite.read_text().replace('PRUNES = {"top"', 'PRUNES = {"first": KeepFirst, "top"'))
+    insert(
+        copy / "mpcompile" / "contract" / "inputs.py",
+        "    TOKEN_THRESHOLD,\n)",
+        '    RuntimeInput("boost_", "float32", (1,), lambda setting: np.array([1.0], np.float32)),',
+    )
     (copy / "mpcompile" / "backends" / "echo").mkdir()
     (copy / "mpcompile" / "backends" / "echo" / "backend.py").write_text(ECHO)
     backends = copy / "mpcompile" / "backends" / "__init__.py"
@@ -142,6 +152,12 @@ def test_pass_is_a_file_and_a_line(extended: tuple[dict[str, Any], str]) -> None
 
 def test_backend_is_a_folder_and_a_line(extended: tuple[dict[str, Any], str]) -> None:
     assert extended[0]["calls"] == 4
+
+
+def test_run_time_input_is_a_row(extended: tuple[dict[str, Any], str]) -> None:
+    found, _ = extended
+    assert found["boost"] == [[1.0], [1.0]]
+    assert found["exported"] and found["shape"] == [1]
 
 
 def test_device_is_a_table(extended: tuple[dict[str, Any], str]) -> None:

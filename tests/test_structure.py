@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mpcompile.backends import BACKENDS
+from mpcompile.contract.inputs import INPUTS
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "mpcompile"
@@ -137,6 +138,19 @@ def test_backends_are_told_apart_by_name_in_their_own_room_alone() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value in BACKENDS
     ]
+    assert not names
+
+
+def test_inputs_are_known_by_name_in_their_table_alone() -> None:
+    own = [row.name for row in INPUTS if row.fill is not None]
+    names = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"
+        for path in modules()
+        if path != PACKAGE / "contract" / "inputs.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(tuple(own))
+    ]
+    assert own
     assert not names
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.contract.inputs import FIRST_INPUTS
+from mpcompile.contract.inputs import FIRST_INPUTS, SLOTS, find_input
 
 _FINE, _COARSE, _FINE_TO = 16, 32, 128
 
@@ -57,7 +57,7 @@ def pad_inputs_maybe(
         return None
     padded = dict(inputs)
     for name, value in inputs.items():
-        if name == "rows" or name.startswith("num_kept_"):
+        if find_input(name)[0].sizes[0] == "rows":
             padded[name] = _extend(value, num_rows)
         elif name == "positions":
             padded[name] = np.arange(length)
@@ -65,7 +65,7 @@ def pad_inputs_maybe(
             padded[name] = _extend(np.pad(value, ((0, 0), (0, length - value.shape[1]))), num_rows)
     kept = length
     for name in inputs:  # prunes, in the order of their layers
-        if name.startswith("slots_"):
+        if find_input(name)[0] is SLOTS:
             kept = min(round_length(len(inputs[name])), kept)
             padded[name] = np.arange(kept)
     return padded

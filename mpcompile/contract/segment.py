@@ -6,6 +6,8 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mpcompile.contract.inputs import TOKEN_THRESHOLD, list_layers
+
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
@@ -38,4 +40,4 @@ class Segment:
     @functools.cached_property
     def prunes_by_threshold(self) -> bool:
         """Whether the engine decides how many tokens are kept; otherwise the host does, before the call."""
-        return any(name.startswith("token_threshold_") for name in self.input_names)
+        return bool(list_layers(self.input_names, TOKEN_THRESHOLD))

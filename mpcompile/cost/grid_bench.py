@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpcompile.contract.backend import Engine, Target
+from mpcompile.contract.inputs import LayerSetting, fill_inputs
 from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.contract.profile import default_profile
 from mpcompile.contract.segment import Segment
@@ -176,7 +177,7 @@ def random_inputs(segment: Segment, batch_size: int, seq_len: int, keep_ratio: f
     kept = np.full(batch_size, seq_len)
     for layer in segment.prune_layers:
         kept = count_kept(keep_ratio, kept)
-        inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = kept, np.arange(int(kept[0]))
+        inputs |= fill_inputs(segment.input_names, LayerSetting(layer, kept, int(kept[0])))
     return {name: inputs[name] for name in segment.input_names}
 
 

@@ -21,6 +21,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mpcompile.contract.inputs import SLOTS, find_input, list_layers
+
 Shape = tuple[sympy.Expr, ...]
 BATCH, LENGTH = sympy.symbols("B S", integer=True, positive=True)
 
@@ -90,7 +92,7 @@ class _Tracer(Interpreter):
         self._environment = ShapeEnv()
         self._fake = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
         self._recorder = _Recorder()
-        pruned = sorted(int(name.removeprefix("slots_")) for name in input_names if name.startswith("slots_"))
+        pruned = list_layers(input_names, SLOTS)
         kept = {kept_symbol(layer): length_hint - 1 - i for i, layer in enumerate(pruned)}
         self._hints = {BATCH: _BATCH_HINT, LENGTH: length_hint, **kept}
         self._symbols: dict[sympy.Symbol, sympy.Symbol] = {}
@@ -101,7 +103,7 @@ class _Tracer(Interpreter):
         # torch gives sizes with equal examples one symbol (DUCK): equal symbols here, equal sizes there.
         sizes = [self._hints[size] if isinstance(size, sympy.Symbol) else int(size) for size in shape]
         policies = [DimDynamic.DUCK if isinstance(size, sympy.Symbol) else DimDynamic.STATIC for size in shape]
-        dtype = torch.float32 if name in ("hidden", "mask") else torch.int64
+        dtype = torch.int64 if find_input(name)[0].dtype == "int64" else torch.float32
         fake = self._fake.from_tensor(
             torch.zeros(sizes, dtype=dtype), symbolic_context=StatelessSymbolicContext(dynamic_sizes=policies)
         )
@@ -200,13 +202,7 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 def _input_shape(name: str, hidden_size: int) -> Shape:
-    if name.startswith("slots_"):
-        return (kept_symbol(int(name.removeprefix("slots_"))),)
-    if name.startswith("num_kept_") or name == "rows":
-        return (BATCH,)
-    shapes: dict[str, Shape] = {
-        "hidden": (BATCH, LENGTH, sympy.Integer(hidden_size)),
-        "mask": (BATCH, sympy.Integer(1), sympy.Integer(1), LENGTH),
-        "positions": (LENGTH,),
-    }
-    return shapes.get(name, (BATCH, LENGTH))
+    row, layer = find_input(name)
+    sizes: dict[str, sympy.Expr] = {"batch": BATCH, "rows": BATCH, "seq_len": LENGTH, "positions": LENGTH}
+    sizes |= {} if layer is None else {"kept": kept_symbol(layer)}
+    return row.shape({**sizes, "hidden_size": sympy.Integer(hidden_size)}, sympy.Integer)

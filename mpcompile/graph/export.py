@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from mpcompile.contract.inputs import FIRST_INPUTS, size_names
+from mpcompile.contract.inputs import FIRST_INPUTS, LayerSetting, fill_inputs, size_names
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
 
@@ -31,10 +32,9 @@ def example_inputs(
         survivors, length = batch_size - 1, seq_len - 1
         given["rows"], given["positions"] = torch.arange(survivors), torch.arange(length)
     for layer in segment.prune_layers:
-        given[f"token_threshold_{layer}"] = torch.zeros(1)
         length = max(2, length - 1)
-        given[f"num_kept_{layer}"] = torch.full((survivors,), length)
-        given[f"slots_{layer}"] = torch.arange(length)
+        filled = fill_inputs(segment.input_names, LayerSetting(layer, np.full(survivors, length), length))
+        given |= {name: torch.from_numpy(value) for name, value in filled.items()}
     return {name: given[name] for name in segment.input_names}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from mpcompile.contract.inputs import name_output
+from mpcompile.contract.inputs import LayerSetting, fill_inputs, name_output
 from mpcompile.contract.profile import OptimizationProfile
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
@@ -152,5 +152,5 @@ def draw_inputs(
     left = length[given["rows"]] if enters else length
     for layer in segment.prune_layers:
         left = np.maximum(np.ceil(keep_ratio * left).astype(np.int64), 1)
-        given[f"num_kept_{layer}"], given[f"slots_{layer}"] = left, np.arange(int(left.max()))
+        given |= fill_inputs(segment.input_names, LayerSetting(layer, left, int(left.max())))
     return {name: given[name] for name in segment.input_names}

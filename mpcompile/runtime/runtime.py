@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from mpcompile.contract.backend import Engine
-from mpcompile.contract.inputs import CARRIED
+from mpcompile.contract.inputs import CARRIED, LayerSetting, fill_inputs
 from mpcompile.contract.operating_point import OperatingPoint, count_kept
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BatchTooLarge, InputError
@@ -170,16 +170,14 @@ class Runtime:
             inputs = {name: buffers[name] for name in CARRIED if name in segment.input_names}
             inputs["rows"], inputs["positions"] = group.rows, np.arange(longest)
         length, extent = group.length, group.extent
-        if segment.prunes_by_threshold:
-            for layer in segment.prune_layers:
-                inputs[f"token_threshold_{layer}"] = np.array([point.token_threshold_at(layer)], np.float32)
-            outputs = self.engines[segment.index](inputs)
-            length = extent = np.array(outputs[f"kept_{segment.prune_layers[-1]}"])
-            return outputs, _Group(np.arange(len(group.order)), group.order, length, extent)
         for layer in segment.prune_layers:
-            length = extent = count_kept(point.keep_ratio_at(layer), length)
-            inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = length, np.arange(int(length.max()))
+            if not segment.prunes_by_threshold:
+                length = extent = count_kept(point.keep_ratio_at(layer), length)
+            setting = LayerSetting(layer, length, int(length.max()), point.token_threshold_at(layer))
+            inputs.update(fill_inputs(segment.input_names, setting))
         outputs = self.engines[segment.index](inputs)
+        if segment.prunes_by_threshold:
+            length = extent = np.array(outputs[f"kept_{segment.prune_layers[-1]}"])
         return outputs, _Group(np.arange(len(group.order)), group.order, length, extent)
 
     def _check_point(self, point: OperatingPoint) -> None:

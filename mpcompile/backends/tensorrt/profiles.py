@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpcompile.backends.size_buckets import round_length
+from mpcompile.contract.inputs import SLOTS, find_input
 from mpcompile.contract.operating_point import MIN_KEPT, OperatingPoint, count_kept
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.contract.segment import Segment
@@ -68,22 +69,16 @@ def find_shapes(segment: Segment, profile: OptimizationProfile) -> Shapes:
     shapes: Shapes = {}
     for name in segment.input_names:
         low, best, high = (_shape(name, b, s, segment.hidden_size) for b, s in zip(batch, length, strict=True))
-        if name.startswith("slots_"):
+        if find_input(name)[0] is SLOTS:
             low = (min(MIN_KEPT, *low),)
         shapes[name] = (low, best, high)
     return shapes
 
 
 def _shape(name: str, batch_size: int, seq_len: int, hidden_size: int) -> tuple[int, ...]:
-    if name == "hidden":
-        return batch_size, seq_len, hidden_size
-    if name == "mask":
-        return batch_size, 1, 1, seq_len
-    if name == "positions" or name.startswith("slots_"):
-        return (seq_len,)
-    if name == "rows" or name.startswith("num_kept_"):
-        return (batch_size,)
-    return batch_size, seq_len
+    sizes = {"batch": batch_size, "rows": batch_size, "hidden_size": hidden_size}
+    sizes |= dict.fromkeys(("seq_len", "positions", "kept"), seq_len)
+    return find_input(name)[0].shape(sizes, int)
 
 
 def _ends(sizes: Range) -> tuple[int, int, int]:

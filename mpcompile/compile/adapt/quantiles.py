@@ -10,6 +10,7 @@ import torch
 from torch.fx import Interpreter, Node
 
 from mpcompile.compile.choose.schedules import KeepSchedule
+from mpcompile.contract.inputs import TOKEN_THRESHOLD
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import rewrite
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
@@ -37,7 +38,7 @@ def find_token_thresholds(
     graph = rewrite(captured.graph_module, {}, schedule.prune_layers, selection="threshold")
     batch = tokenizer.pad(encoded[:count])
     inputs = {name: torch.from_numpy(batch[name]) for name in captured.input_names}
-    inputs |= {f"token_threshold_{layer}": torch.zeros(1) for layer in schedule.prune_layers}
+    inputs |= {TOKEN_THRESHOLD.of_layer(layer): torch.zeros(1) for layer in schedule.prune_layers}
     ordered = [inputs[str(node.target)] for node in graph.graph.nodes if node.op == "placeholder"]
     finder = _Finder(graph, schedule.keep_ratios)
     with torch.inference_mode():
@@ -55,8 +56,8 @@ class _Finder(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         if n.target is prune_by_threshold:
-            (_, mask, added, query, key, threshold, scale), _ = self.fetch_args_kwargs_from_env(n)
-            received = received_attention(mask, added, query, key, scale)[mask[:, 0, 0, :] >= 0]
+            (_, mask, attention, threshold), _ = self.fetch_args_kwargs_from_env(n)
+            received = received_attention(mask, *attention)[mask[:, 0, 0, :] >= 0]
             keep_ratio = self._waiting.pop(0)
             found = 0.0 if keep_ratio == 1.0 else float(torch.quantile(received, 1.0 - keep_ratio))
             self.thresholds.append(found)

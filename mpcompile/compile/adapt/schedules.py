@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mpcompile.contract.inputs import NUM_KEPT, SLOTS
 from mpcompile.contract.operating_point import count_kept
 
 BATCHES_PER_LENGTH_GROUP = 50
@@ -57,7 +58,7 @@ def draw_keep_ratios(
 
 
 def count_slots(length: np.ndarray, width: int, keep_ratios: Mapping[int, float]) -> dict[str, np.ndarray]:
-    """The inputs of the pruning layers: `num_kept_{layer}` (B,) and `slots_{layer}` (K,).
+    """The inputs of the pruning layers: tokens kept (B,) and slots (K,).
 
     K is rounded up to a multiple of half of `WIDTH_STEP`; the slots too many are masked like padding.
 
@@ -70,7 +71,7 @@ def count_slots(length: np.ndarray, width: int, keep_ratios: Mapping[int, float]
     for layer, ratio in sorted(keep_ratios.items()):
         length = count_kept(ratio, length)
         width = min(width, round_up(int(length.max()), WIDTH_STEP // 2))
-        inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = length, np.arange(width)
+        inputs[NUM_KEPT.of_layer(layer)], inputs[SLOTS.of_layer(layer)] = length, np.arange(width)
     return inputs
 
 

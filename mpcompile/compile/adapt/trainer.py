@@ -21,13 +21,14 @@ from mpcompile.compile.adapt.device import find_training_device, is_bf16_fast, m
 from mpcompile.compile.adapt.lesson import ElasticSettings, TaughtTexts
 from mpcompile.compile.adapt.losses import Loss
 from mpcompile.compile.adapt.schedules import WIDTH_STEP, count_slots, draw_batches, draw_keep_ratios, round_up
+from mpcompile.contract.inputs import TOKEN_THRESHOLD
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import rewrite
 from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 from passes import ExitHead
 
 MAX_GRADIENT_NORM = 1.0
-THRESHOLD_PREFIX = "token_threshold_"
+THRESHOLD_PREFIX = TOKEN_THRESHOLD.name
 """Prefix of the names of learned thresholds, see `mpcompile.compile.adapt.token_thresholds`."""
 EVALUATED_KEEPS = (1.0, 0.8, 0.6)
 """Keep ratios, the same at every pruning layer, that an evaluation averages over."""

@@ -16,6 +16,7 @@ import numpy as np
 from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.compile.recording import CalibrationTexts, record_inputs
 from mpcompile.contract.backend import Engine, Target
+from mpcompile.contract.inputs import LayerSetting, fill_inputs
 from mpcompile.contract.operating_point import count_kept
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.contract.segment import Segment
@@ -96,14 +97,12 @@ class FeatureCollector:
     def _inputs(self, encoded: Sequence[TokenIds], schedule: KeepSchedule) -> dict[str, np.ndarray]:
         batch = self._tokenizer.pad(encoded)
         inputs = {name: batch[name] for name in self._segment.input_names if name in batch}
-        if self._segment.prunes_by_threshold:
-            thresholds = dict(zip(schedule.prune_layers, schedule.token_thresholds, strict=True))
-            for layer in self._segment.prune_layers:
-                inputs[f"token_threshold_{layer}"] = np.array([thresholds.get(layer, 0.0)], np.float32)
-            return inputs
-        length = batch["attention_mask"].sum(1)
+        length, by_threshold = batch["attention_mask"].sum(1), self._segment.prunes_by_threshold
         ratios = dict(zip(schedule.prune_layers, schedule.keep_ratios, strict=True))
+        thresholds = dict(zip(schedule.prune_layers, schedule.token_thresholds, strict=by_threshold))
         for layer in self._segment.prune_layers:
-            length = count_kept(ratios.get(layer, 1.0), length)
-            inputs[f"num_kept_{layer}"], inputs[f"slots_{layer}"] = length, np.arange(int(length.max()))
+            if not by_threshold:
+                length = count_kept(ratios.get(layer, 1.0), length)
+            setting = LayerSetting(layer, length, int(length.max()), thresholds.get(layer, 0.0))
+            inputs |= fill_inputs(self._segment.input_names, setting)
         return inputs
