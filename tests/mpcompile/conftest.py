@@ -1,6 +1,5 @@
 """Fixtures of the compiler's tests: one optimized tiny model, and one artifact made by hand."""
 
-import contextlib
 import copy
 import json
 import os
@@ -13,23 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends import find_backend
-from mpcompile.contract.backend import BuildConfig, Target
+from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import default_profile
 from mpcompile.cost.forecast import Forecast
-from mpcompile.cost.profiles import find_profile
-from mpcompile.errors import BackendError
 from mpcompile.graph.capture import CapturedModel, capture
 from mpcompile.graph.segments import partition
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import EXITS, MODEL, REPORT, Manifest, write_manifest
 from mpcompile.runtime.requests import ModelSignature
 from mpcompile.runtime.tokens import Tokenizer
-from mpcompile.store.results import Store
 from tests.models import build_head, captured_model
-from tests.mpcompile.cost.made_up import declare_profile, make_forecast
+from tests.mpcompile.cost.made_up import keep_declared_profiles, make_forecast
 from tests.mpcompile.remembered import Remembered
 
 PRUNES = (0, 2)
@@ -170,13 +166,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpcompile.cost.calibration.calibrate", declare_profile)
-        for name in ("openvino", "eager"):
-            with contextlib.suppress(BackendError):
-                backend = find_backend(name)
-                for precision in backend.precisions():
-                    find_profile(Target(backend, precision), Store(folder))
+    keep_declared_profiles(folder)
     return folder
 
 

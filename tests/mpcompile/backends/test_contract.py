@@ -140,7 +140,13 @@ def test_artifact_is_tuned(
 
     monkeypatch.setattr("mpcompile.tuning.tuner.ProcessChannel", InProcess)
     result = tune(
-        artifact, tmp_path / "tuned", texts=tiny_texts, budget_s=0.0, max_trials=1, progress=False, cache_dir=tmp_path
+        artifact,
+        tmp_path / "tuned",
+        texts=tiny_texts,
+        budget_s=0.0,
+        max_trials=1,
+        progress=False,
+        cache_dir=artifact.parent / "cache",
     )
     assert result.tuned_s <= result.start_s
     np.testing.assert_array_equal(

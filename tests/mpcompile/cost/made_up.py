@@ -1,8 +1,18 @@
-"""A forecast that was made up."""
+"""A forecast and profiles that were made up."""
 
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from mpcompile.backends import find_backend
+from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.forecast import Forecast, Memory, SegmentTime
+from mpcompile.cost.profiles import find_profile
 from mpcompile.cost.rates import Profile, Rates
+from mpcompile.errors import BackendError
+from mpcompile.store.results import Store
 
 
 def make_forecast() -> Forecast:
@@ -30,3 +40,14 @@ def make_forecast() -> Forecast:
 def declare_profile(_: object, declared: Rates, *__: object, **___: object) -> Profile:
     """Declared numbers in place of what `calibrate` would measure."""
     return Profile(declared, 0.0, 0.0, 9)
+
+
+def keep_declared_profiles(folder: Path) -> None:
+    """Puts declared numbers into a store as the measured profiles of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpcompile.cost.calibration.calibrate", declare_profile)
+        for name in ("openvino", "eager"):
+            with contextlib.suppress(BackendError):
+                backend = find_backend(name)
+                for precision in backend.precisions():
+                    find_profile(Target(backend, precision), Store(folder))

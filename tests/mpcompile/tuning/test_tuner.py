@@ -25,6 +25,7 @@ from mpcompile.tuning.final import FINAL_ROUNDS, Decision
 from mpcompile.tuning.measurer import MeasureFailed
 from mpcompile.tuning.result import TuneResult
 from mpcompile.tuning.variant import Variant
+from tests.mpcompile.cost.made_up import keep_declared_profiles
 from tests.mpcompile.tuning.fakes import InProcess
 from tests.paths import ROOT
 
@@ -246,6 +247,7 @@ def ratios_in(folder: Path) -> list[float]:
 def test_killed_run_goes_on_and_measures_nothing_twice(eager_artifact: Path, tmp_path: Path, cache_dir: Path) -> None:
     command = [sys.executable, "-m", "mpcompile.commands.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
     command += ["--cache-dir", tmp_path / "cache", "--max-trials", "3", "--no-progress", "--batch-size", "4", "--json"]
+    keep_declared_profiles(tmp_path / "cache")
     arguments = [str(argument) for argument in command]
     killed = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     studies, end = tmp_path / "cache" / "tuning", time.monotonic() + 240.0
@@ -284,6 +286,7 @@ def hear_interrupts() -> None:
 def test_ctrl_c_keeps_the_study_and_writes_nothing(eager_artifact: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mpcompile.commands.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
     command += ["--cache-dir", tmp_path / "cache", "--no-progress", "--batch-size", "4"]
+    keep_declared_profiles(tmp_path / "cache")
     process = subprocess.Popen(
         [str(argument) for argument in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=hear_interrupts,
