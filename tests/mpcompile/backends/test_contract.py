@@ -140,14 +140,9 @@ def test_artifact_is_tuned(
 
     monkeypatch.setattr("mpcompile.tuning.tuner.ProcessChannel", InProcess)
     result = tune(
-        artifact,
-        tmp_path / "tuned",
-        texts=tiny_texts,
-        budget_s=0.0,
-        max_trials=1,
-        progress=False,
+        artifact, tmp_path / "tuned", texts=tiny_texts, budget_s=0.0, max_trials=1, progress=False,
         cache_dir=artifact.parent / "cache",
-    )
+    )  # fmt: skip
     assert result.tuned_s <= result.start_s
     np.testing.assert_array_equal(
         mpcompile.load(tmp_path / "tuned").classify(tiny_texts)[0].argmax(1),

@@ -14,6 +14,7 @@ from mpcompile.tuning import tune  # noqa: E402
 from mpcompile.tuning.measurer import MeasureFailed, Reply  # noqa: E402
 from mpcompile.tuning.ray_workers import RayChannel, open_channels, pack_directory  # noqa: E402
 from mpcompile.tuning.variant import Variant  # noqa: E402
+from tests.mpcompile.cost.made_up import keep_declared_profiles
 from tests.mpcompile.tuning.test_bench import BATCHES, PROFILE, Job  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,7 @@ def test_candidates_are_spread_over_two_nodes(
         return call(channel, method, arguments, timeout_s)
 
     monkeypatch.setattr(RayChannel, "call", note)
+    keep_declared_profiles(tmp_path / "cache")
     result = tune(
         eager_artifact, tmp_path / "out", batch_size=4, max_trials=4, budget_s=600.0, trial_timeout_s=START_S,
         ray=address, progress=False, cache_dir=tmp_path / "cache",
