@@ -14,7 +14,7 @@ from mpcompile.tuning import tune  # noqa: E402
 from mpcompile.tuning.measurer import MeasureFailed, Reply  # noqa: E402
 from mpcompile.tuning.ray_workers import RayChannel, open_channels, pack_directory  # noqa: E402
 from mpcompile.tuning.variant import Variant  # noqa: E402
-from tests.mpcompile.cost.made_up import keep_declared_profiles
+from tests.mpcompile.cost.made_up import keep_declared_profiles  # noqa: E402
 from tests.mpcompile.tuning.test_bench import BATCHES, PROFILE, Job  # noqa: E402
 
 pytestmark = pytest.mark.slow
