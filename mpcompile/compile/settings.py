@@ -8,7 +8,7 @@ from typing import Any
 
 from mpcompile.backends import BACKENDS
 from mpcompile.contract.front import check_target
-from mpcompile.contract.options import Options, number, one_of, option, optional, whole
+from mpcompile.contract.options import Options, number, one_of, option, optional, to_path, whole
 from mpcompile.cost.forecast import Forecast
 from mpcompile.errors import SettingError
 
@@ -34,10 +34,6 @@ def _check_plan(name: str, value: Any) -> None:
 
 def _read_plan(value: Any) -> Any:
     return Forecast.load(value) if isinstance(value, str | Path) else value
-
-
-def _to_path(value: Any) -> Any:
-    return Path(value) if isinstance(value, str) else value
 
 
 def _to_str(value: Any) -> Any:
@@ -93,7 +89,7 @@ class Settings(Options):
         True, "whether to draw progress bars", flag="--no-progress", flag_help="draw no progress bars"
     )
     cache_dir: Path | None = option(
-        None, "where slow results are kept; None is the user's cache directory", convert=_to_path
+        None, "where slow results are kept; None is the user's cache directory", convert=to_path
     )
     plan: Forecast | None = option(
         None,

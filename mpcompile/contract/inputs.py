@@ -89,7 +89,7 @@ INPUTS = (
     SLOTS,
     TOKEN_THRESHOLD,
 )
-"""All inputs that a graph may have; one that a pass inserts is a row here, and nothing elsewhere."""
+"""All inputs that a graph may have. One that a pass inserts is a row here, filled from what `LayerSetting` says."""
 FIRST_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 CARRIED = ("hidden", "mask", "token_positions")
 """What a segment may hand on to the next."""

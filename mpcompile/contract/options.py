@@ -103,6 +103,11 @@ def optional(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
 
+def to_path(value: Any) -> Any:
+    """A conversion that makes a path of a string and leaves anything else as it is."""
+    return Path(value) if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class Options:
     """Base of settings classes: converts and checks every field when it is made.

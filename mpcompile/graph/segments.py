@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from torch.fx import GraphModule
 
+from mpcompile.contract.inputs import find_input
 from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import insert_taps, rewrite
@@ -15,8 +15,6 @@ from passes import (
     split_segments,
 )
 from passes.outputs import find_outputs
-
-_PRUNE = re.compile(r"(?:num_kept|token_threshold)_(\d+)")
 
 
 def partition(
@@ -61,5 +59,7 @@ def tap(
 def _describe(index: int, graph: GraphModule, exit_layer: int, hidden_size: int, precision: str) -> Segment:
     inputs = tuple(str(node.target) for node in graph.graph.nodes if node.op == "placeholder")
     outputs = find_outputs(graph)
-    pruned = sorted(int(match[1]) for name in inputs if (match := _PRUNE.fullmatch(name)))
-    return Segment(index, exit_layer, tuple(pruned), hidden_size, inputs, tuple(map(str, outputs)), precision, graph)
+    layers = {layer for _, layer in map(find_input, inputs) if layer is not None}
+    return Segment(
+        index, exit_layer, tuple(sorted(layers)), hidden_size, inputs, tuple(map(str, outputs)), precision, graph
+    )

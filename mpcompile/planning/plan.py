@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mpcompile.backends import find_backend
 from mpcompile.contract.backend import Target
 from mpcompile.contract.front import check_target
+from mpcompile.contract.options import takes
 from mpcompile.contract.task import Task
 from mpcompile.cost.device import Device
 from mpcompile.cost.devices import find_device
@@ -19,6 +20,7 @@ from mpcompile.cost.rates import Profile, declare_rates
 from mpcompile.errors import BackendError, SettingError
 from mpcompile.planning.facts import ModelFacts, PlannedModel
 from mpcompile.planning.planner import PlannedPoint, Planner, count_activation_bytes
+from mpcompile.planning.settings import PlanSettings
 from mpcompile.progress import StageProgress
 from mpcompile.store.results import Store
 
@@ -34,6 +36,7 @@ ROOMY = 0.8
 """Share of the memory that may be filled before the plan warns."""
 
 
+@takes(PlanSettings)
 def plan(
     model: PreTrainedModel | str | Path,
     device: str,
@@ -41,12 +44,7 @@ def plan(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Any = None,
-    seq_len: int | None = None,
-    batch_size: int = 1,
-    precision: str = "auto",
-    devices: str | Path | None = None,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> Forecast:
     """Plans a model for a device that need not be at hand: nothing is trained, built or timed.
 
@@ -56,12 +54,7 @@ def plan(
         target_speedup: times the unpruned model through the same kind of engines on that device; 1 to 100.
         tokenizer: found beside the model when it is a path or id; needed for texts alone.
         texts: whose lengths to plan for; see `optimize`.
-        seq_len: tokens of every example, instead of texts; 128 without either.
-        batch_size: examples that run together.
-        precision: "auto" is f16 on a GPU, and the fastest floating-point precision of a CPU.
-        devices: file of devices instead of the packaged one.
-        cache_dir: where measured profiles of this machine are kept; None is the user's cache directory.
-        progress: whether to draw progress bars.
+        **options: see `PlanSettings`.
 
     Raises:
         SettingError: when an option has a value that is not allowed, or the device is not known.
@@ -70,25 +63,24 @@ def plan(
         TargetUnreachable: when the target is out of reach; with the floor and the best reachable number.
     """
     check_target(target_speedup)
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 4096:
-        raise SettingError(f"batch_size: {batch_size!r}; a whole number from 1 to 4096 is expected")
-    found = find_device(device, None if devices is None else Path(devices))
-    precision = _choose_precision(found, precision)
-    store = Store(None if cache_dir is None else Path(cache_dir))
-    with StageProgress(progress) as bars:
+    settings = PlanSettings.read("plan", options)
+    found = find_device(device, settings.devices)
+    precision = _choose_precision(found, settings.precision)
+    store = Store(settings.cache_dir)
+    with StageProgress(settings.progress) as bars:
         planned = PlannedModel(model, tokenizer, store, bars)
         facts = planned.find_facts(FUSION_ON[found.kind])
-        lengths = planned.find_lengths(facts, texts, seq_len)
+        lengths = planned.find_lengths(facts, texts, settings.seq_len)
         cost, notes = _cost_model(facts, found, precision, store)
-        planner = Planner(cost, lengths, batch_size, facts.task.has_exits)
+        planner = Planner(cost, lengths, settings.batch_size, facts.task.has_exits)
         with bars.stage("search") as stage:
             candidate, reachable = planner.plan(target_speedup, stage)
-    memory = _estimate_memory(facts, cost, found, candidate, batch_size, int(lengths.max()))
+    memory = _estimate_memory(facts, cost, found, candidate, settings.batch_size, int(lengths.max()))
     return Forecast(
         model=planned.name,
         device=found.name,
         precision=precision,
-        batch_size=batch_size,
+        batch_size=settings.batch_size,
         mean_length=float(lengths.mean()),
         target_speedup=target_speedup,
         unpruned_s=planner.unpruned_s,
