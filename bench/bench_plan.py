@@ -39,7 +39,7 @@ def main() -> None:
     assert all(found == plans[0] for found in plans), "a plan differs from the first one"
     result = {
         **describe_machine(),
-        "command": f"python bench/bench_plan.py {options.model.name}",
+        "command": f"python bench/bench_plan.py {options.model.name} --runs {options.runs}",
         "model": options.model.name, "device": DEVICE, "target_speedup": float(TARGET),
         "first_s": first, "second_s": second, "plan": plans[0],
     }  # fmt: skip

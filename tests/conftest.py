@@ -16,7 +16,7 @@ from tests.models import (
     family_model,
 )
 
-# pytest hands everything that torch traces to its log where this logger keeps to itself: a third of an export's time.
+# pytest hands everything that torch traces to its log where this logger keeps to itself, which slows exports down.
 logging.getLogger("torch.__trace").propagate = True
 
 

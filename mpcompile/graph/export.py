@@ -52,7 +52,7 @@ def export_segment(segment: Segment, dtype: torch.dtype = torch.float32) -> Expo
     inputs = example_inputs(segment, seq_len=8 + len(segment.prune_layers), dtype=dtype)
     shapes = {name: dict.fromkeys(size_names(name), Dim.DYNAMIC) for name in segment.input_names}
     try:
-        # Hardly any fake tensor of symbolic sizes is met again: without their cache, exporting takes a third less.
+        # Hardly any fake tensor of symbolic sizes is met again: their cache costs more time than it spares.
         with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             return torch.export.export(
                 segment.graph_module,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +121,7 @@ class PlannedModel:
                 f"seq_len: {seq_len!r} beside texts; texts have lengths of their own: give one of the two"
             )
         examples = load_examples(texts)
-        given = json.dumps([examples.texts, examples.text_pairs])
-        key = {"kind": "lengths of texts", "texts": hashlib.sha256(given.encode()).hexdigest()}
+        key = {"kind": "lengths of texts", "texts": examples.texts, "text_pairs": examples.text_pairs}
         own = self._digest if self._tokenizer is None else None
         lengths = self._fetch(key, own, lambda: self._count_tokens(examples, longest))
         return np.array(lengths, np.int64)
@@ -139,7 +137,7 @@ class PlannedModel:
 
         captured = self._captured
         with self._bars.stage("count the work"):
-            work = estimate_work(captured, fusion)
+            work = estimate_work(captured, fusion, self._store)
         num_parameters = sum(value.numel() for value in self._original.model.parameters())
         return ModelFacts(captured.task, captured.max_length, num_parameters, work)
 

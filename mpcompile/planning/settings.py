@@ -18,7 +18,9 @@ class PlanSettings(Options):
 
     seq_len: int | None = option(None, "tokens of every example, instead of texts; 128 without either")
     batch_size: int = option(1, "examples that run together", whole(1, 4096))
-    precision: str = option("auto", '"auto" is f16 on a GPU, and the fastest floating-point precision of a CPU')
+    precision: str = option(
+        "auto", "f32, f16, bf16, fp8, int8 or auto, which is f16 on a GPU and the fastest float of a CPU"
+    )
     devices: Path | None = option(None, "file of devices instead of the packaged one", convert=to_path)
     cache_dir: Path | None = option(
         None,

@@ -14,7 +14,6 @@ from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.segments import partition
 from mpcompile.store.results import Store
-from tests.models import captured_model
 
 
 class CountingBackend(EagerBackend):
@@ -25,12 +24,6 @@ class CountingBackend(EagerBackend):
     def build(self, *_: object) -> bytes:
         self.count += 1
         return b"plan %d" % self.count
-
-
-@pytest.fixture(scope="module")
-def captured() -> CapturedModel:
-    """The tiny BERT's graph."""
-    return captured_model("bert")
 
 
 Build = Callable[[tuple[Segment, ...]], list[bytes]]

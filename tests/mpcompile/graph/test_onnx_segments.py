@@ -24,11 +24,6 @@ PROFILE = OptimizationProfile(Range(1, 2, 5), Range(2, 8, 24))
 LENGTHS = [12, 5, 1, 9]
 
 
-@pytest.fixture(scope="module")
-def captured() -> CapturedModel:
-    return captured_model("bert")
-
-
 @functools.cache
 def export(precision: str, index: int) -> tuple[Segment, bytes]:
     """A segment of the chain that most tests look at; exporting it takes seconds."""

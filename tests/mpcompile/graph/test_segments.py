@@ -15,7 +15,6 @@ from passes.encoder import ATTENTION
 from tests.models import (
     HIDDEN_SIZE,
     build_head,
-    captured_model,
     count_ops,
     family_model,
     prune_inputs,
@@ -26,11 +25,6 @@ from tests.reference import run_reference
 LENGTHS = [12, 5, 1, 9]
 HANDED_ON = ("hidden", "mask", "logits", "entropy")
 ENTERED = ("hidden", "mask", "rows", "positions")
-
-
-@pytest.fixture(scope="module")
-def captured() -> CapturedModel:
-    return captured_model("bert")
 
 
 def heads(*exit_layers: int) -> dict[int, ExitHead]:

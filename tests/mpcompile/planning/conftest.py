@@ -30,7 +30,7 @@ def plan_tiny(
 ) -> Callable[..., Forecast]:
     """`plan` of the tiny BERT, for an L4 at 1x unless told otherwise; nothing was measured before."""
     monkeypatch.setattr("mpcompile.graph.capture.capture", lambda *_: captured)
-    monkeypatch.setattr("mpcompile.cost.work.estimate_work", lambda _, backend: works[backend])
+    monkeypatch.setattr("mpcompile.cost.work.estimate_work", lambda _, backend, __: works[backend])
 
     def plan(device: Any = "l4", target_speedup: Any = 1.0, **options: Any) -> Forecast:
         defaults = {"progress": False, "cache_dir": tmp_path / "cache"}
