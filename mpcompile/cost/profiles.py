@@ -43,13 +43,13 @@ def find_profile(
     Raises:
         BackendError: when an engine cannot be built.
     """
-    from mpcompile.cost.calibration import calibrate  # needs torch, which a profile that is kept does without
-
     declared = declare_rates(find_present_device(target.backend), target.precision)
     for grids in () if fresh else (FULL,) if thorough else (FULL, QUICK):
         kept = store.find_maybe(_key(target, grids))
         if kept is not None:
             return _from_arrays(kept, declared, target.backend.name)
+    from mpcompile.cost.calibration import calibrate  # needs torch, which a profile that is kept does without
+
     grids = FULL if thorough else QUICK
     arrays = _to_arrays(calibrate(target, declared, grids, on_step=on_step))
     store.keep(_key(target, grids), arrays)

@@ -204,7 +204,10 @@ class GraphWork:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> GraphWork:
         """The work that `to_json` described."""
-        regions = [Region(tuple(Kernel(**_freeze(kernel)) for kernel in kernels)) for kernels in values["regions"]]
+        regions = [
+            Region(tuple(Kernel(**{name: _to_tuples(value) for name, value in kernel.items()}) for kernel in kernels))
+            for kernels in values["regions"]
+        ]
         places = values["places"].items()
         return cls(**{name: _map_regions(lambda index: regions[index], place) for name, place in places})
 
@@ -213,10 +216,6 @@ def _map_regions(change: Any, place: Any) -> Any:
     return tuple(map(change, place)) if isinstance(place, list | tuple) else change(place)
 
 
-def _freeze(kernel: dict[str, Any]) -> dict[str, Any]:
-    """A kernel's values with tuples for lists."""
-
-    def freeze(value: Any) -> Any:
-        return tuple(map(freeze, value)) if isinstance(value, list | tuple) else value
-
-    return {name: freeze(value) for name, value in kernel.items()}
+def _to_tuples(value: Any) -> Any:
+    """A value with tuples for lists, at any depth."""
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value

@@ -70,7 +70,7 @@ def _count_work(captured: CapturedModel, fusion: str) -> GraphWork:
     by_place: dict[Hashable, list[Group]] = {}
     for place, group in placed:
         by_place.setdefault(place, []).append(_localise(group, place, num_layers))
-    shared: dict[Region, Region] = {}  # layers are alike: one compiled function and one cached table serve them all
+    shared: dict[Region, Region] = {}  # layers are alike: one cached table serves them all
 
     def region(*place: Hashable) -> Region:
         made = count_region(by_place.get(place, []))
