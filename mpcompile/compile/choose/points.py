@@ -129,10 +129,11 @@ def choose_without_texts(job: Job, model: Model, target: Target, cost: CostModel
     """Points that need no data: importance is not trained, so every schedule of keep ratios is one."""
     end = (model.num_layers,)
     lengths, batch_size = np.array([length]), job.settings.batch_size
-    layers, schedules = keep_schedules(model.num_layers)
+    layers, usual = keep_schedules(model.num_layers)
     steep = [KeepSchedule(layers, (ratio,) * len(layers)) for ratio in (0.4, 0.3, 0.2)]
+    prunes = (*usual, *steep, *planned_schedules(job.settings.plan, model.num_layers))
     candidates = []
-    for schedule in (*schedules, *steep, *planned_schedules(job.settings.plan, model.num_layers)):
+    for schedule in prunes if job.settings.pruning else usual[:1]:
         point = OperatingPoint(end, (), layers, schedule.keep_ratios, target.precision)
         seconds = cost.predict_segment(True, 0, end[0], batch_size, lengths, point)
         exit_layer = np.full(1, end[0])
