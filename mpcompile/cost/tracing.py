@@ -90,7 +90,8 @@ class _Tracer(Interpreter):
     def __init__(self, graph_module: GraphModule, input_names: Sequence[str], length_hint: int) -> None:
         super().__init__(graph_module)
         self._environment = ShapeEnv()
-        self._fake = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):  # with symbols it costs more than it spares
+            self._fake = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
         self._recorder = _Recorder()
         pruned = list_layers(input_names, SLOTS)
         kept = {kept_symbol(layer): length_hint - 1 - i for i, layer in enumerate(pruned)}
