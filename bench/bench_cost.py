@@ -67,7 +67,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="the smallest grid; writes nothing that stays")
     options = parser.parse_args()
     if options.smoke:
-        options.precisions = options.precisions[:1]
+        options.precisions, options.runs = options.precisions[:1], 1
     return options
 
 
@@ -77,7 +77,7 @@ def _check_machine(options: argparse.Namespace, backend: Backend, precision: str
     All are timed in the same rounds: a shared machine is not equally fast an hour, or a minute, later.
     """
     target, declared = Target(backend, precision), declare_rates(find_device("cpu"), precision)
-    fitted, held_out = (QUICK, QUICK) if options.smoke else (FULL, HELD_OUT)
+    fitted, held_out = (QUICK, QUICK[:1]) if options.smoke else (FULL, HELD_OUT)
     benches = {f"fitted {i}": GridBench(target, grid) for i, grid in enumerate(fitted)}
     benches |= {f"held-out width {i}": GridBench(target, grid) for i, grid in enumerate(held_out)}
     if options.model and not options.smoke:

@@ -118,7 +118,7 @@ def _smoke_options(folder: Path) -> dict[str, Any]:
     return {
         "model": str(folder / "model"), "train": str(folder / "train.csv"), "test": str(folder / "test.csv"),
         "out": folder, "name": "smoke", "batch_size": [1, 8], "max_texts": 64, "accuracy_texts": 16, "requests": 4,
-        "batches": 1, "runs": 1, "cache_dir": folder / "cache", "target_speedup": 2.0, "precision": "f32",
+        "batches": 1, "runs": 1, "target_speedup": 2.0, "precision": "f32",
     }  # fmt: skip
 
 

