@@ -131,9 +131,10 @@ def choose_without_texts(job: Job, model: Model, target: Target, cost: CostModel
     lengths, batch_size = np.array([length]), job.settings.batch_size
     layers, usual = keep_schedules(model.num_layers)
     steep = [KeepSchedule(layers, (ratio,) * len(layers)) for ratio in (0.4, 0.3, 0.2)]
-    prunes = (*usual, *steep, *planned_schedules(job.settings.plan, model.num_layers))
+    planned = planned_schedules(job.settings.plan, model.num_layers)
+    schedules = (*usual, *steep, *planned) if job.settings.pruning else usual[:1]
     candidates = []
-    for schedule in prunes if job.settings.pruning else usual[:1]:
+    for schedule in schedules:
         point = OperatingPoint(end, (), layers, schedule.keep_ratios, target.precision)
         seconds = cost.predict_segment(True, 0, end[0], batch_size, lengths, point)
         exit_layer = np.full(1, end[0])

@@ -3,6 +3,7 @@
 Work stands in for time: the products that torch computes in a call. So "twice as fast" is half the work, exactly.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 import mpcompile
 from mpcompile.runtime.model import OptimizedModel
 from tests.models import build_tokenizer
-from tests.mpcompile.counting import CountedTime, count_flops, describe_counting
+from tests.mpcompile.counting import count_flops, count_seconds, describe_counting
 from tests.taught import NUM_LAYERS, SHIFT, draw_texts, teach_model
 
 TOKENIZER = build_tokenizer()
@@ -45,7 +46,8 @@ class Job:
 @pytest.fixture(scope="module")
 def job(capture_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mpcompile.cost.timing._time", CountedTime())
+        # A call computes the same each time: it is counted once.
+        patch.setattr("mpcompile.cost.timing._time", functools.cache(count_seconds))
         patch.setattr("mpcompile.cost.calibration.calibrate", describe_counting)
         yield Job(teach_model(), tmp_path_factory.mktemp("taught"))
 
@@ -54,6 +56,12 @@ def job(capture_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def fast(job: Job) -> OptimizedModel:
     """With a target of 3, and labels; shared, so leave its operating point as it is."""
     return job(3.0, labels=LABELS)
+
+
+@pytest.fixture(scope="module")
+def saved(fast: OptimizedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as an artifact."""
+    return fast.save(tmp_path_factory.mktemp("saved") / "artifact")
 
 
 @pytest.fixture(scope="module")
@@ -93,26 +101,26 @@ def test_easy_texts_leave_early_and_hard_ones_do_not(fast: OptimizedModel) -> No
     assert left_at[is_hard].mean() > left_at[~is_hard].mean() + 0.2
 
 
-def test_points_that_lose_more_are_faster(job: Job, fast: OptimizedModel) -> None:
+def test_points_that_lose_more_are_faster(fast: OptimizedModel) -> None:
     speedups = [point.speedup for point in fast.operating_points]
     drops = [point.drop for point in fast.operating_points]
     assert len(speedups) > 2
     assert speedups == sorted(speedups) and drops == sorted(drops)
 
 
-def test_slowest_point_answers_new_texts_as_the_model_does(job: Job, fast: OptimizedModel, tmp_path: Path) -> None:
-    slow = mpcompile.load(fast.save(tmp_path / "saved"))
+def test_slowest_point_answers_new_texts_as_the_model_does(saved: Path) -> None:
+    slow = mpcompile.load(saved)
     slow.set_speedup(1.0)
     assert right_answers(slow).mean() > 0.98
 
 
-def test_accuracy_of_the_report_is_that_of_its_held_out_texts(job: Job, fast: OptimizedModel) -> None:
+def test_accuracy_of_the_report_is_that_of_its_held_out_texts(fast: OptimizedModel) -> None:
     assert fast.report.original_accuracy is not None and fast.report.original_accuracy > 0.97
     assert fast.report.accuracy == pytest.approx(right_answers(fast).mean(), abs=0.04)
 
 
-def test_saved_artifact_does_the_same_work_for_the_same_answers(job: Job, fast: OptimizedModel, tmp_path: Path) -> None:
-    loaded = mpcompile.load(fast.save(tmp_path / "saved"))
+def test_saved_artifact_does_the_same_work_for_the_same_answers(job: Job, fast: OptimizedModel, saved: Path) -> None:
+    loaded = mpcompile.load(saved)
     assert loaded.predict(NEW_TEXTS) == fast.predict(NEW_TEXTS)
     assert job.work_ratio(loaded) == job.work_ratio(fast)
 
