@@ -25,12 +25,12 @@ browser:
 			|| echo "Chromium could not be installed: the browser tests are skipped"; \
 	else echo "there is no Chromium, and only root can install it: the browser tests are skipped"; fi
 
-bench-smoke: export XDG_CACHE_HOME := $(shell mktemp -u -d)
+# The second one finds in the store what the first one measured.
 bench-smoke: $(VENV)/.bench
-	$(BIN)/python bench/bench_cpu.py --smoke
 	$(BIN)/python bench/bench_cost.py --smoke
-	$(BIN)/python bench/bench_tune.py --smoke
-	rm -rf $$XDG_CACHE_HOME
+	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
+		$(BIN)/python bench/bench_cpu.py --smoke --cache-dir "$$store" && \
+		$(BIN)/python bench/bench_tune.py --smoke --cache-dir "$$store"
 
 # On a machine with a GPU, with the Python that has torch with CUDA: make gpu-check BIN=$$(dirname $$(which python)).
 gpu-check:

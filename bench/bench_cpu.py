@@ -113,12 +113,12 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _smoke_options(folder: Path) -> dict[str, Any]:
+def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:
     """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
     return {
         "model": str(folder / "model"), "train": str(folder / "train.csv"), "test": str(folder / "test.csv"),
         "out": folder, "name": "smoke", "batch_size": [1, 8], "max_texts": 64, "accuracy_texts": 16, "requests": 4,
-        "batches": 1, "runs": 1, "target_speedup": 2.0, "precision": "f32",
+        "batches": 1, "runs": 1, "cache_dir": cache_dir, "target_speedup": 2.0, "precision": "f32",
     }  # fmt: skip
 
 

@@ -328,14 +328,14 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _smoke_options(folder: Path) -> dict[str, Any]:
+def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:
     """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
     model, texts = str(folder / "model"), {"texts": str(folder / "train.csv"), "test": str(folder / "test.csv")}
     task = Task("smoke", model, model, **texts, options={"max_texts": 64, "precision": "f32"})
     (folder / "tasks.json").write_text(json.dumps([asdict(task)]))
     return {
         "tasks": folder / "tasks.json", "out": folder, "work": folder / "work", "texts_per_run": 8, "runs": 1,
-        "batch_size": [1, 8], "optimize_batch_size": 8, "cache_dir": folder / "cache",
+        "batch_size": [1, 8], "optimize_batch_size": 8, "cache_dir": cache_dir,
     }  # fmt: skip
 
 

@@ -71,13 +71,15 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _smoke_options(folder: Path) -> dict[str, Any]:
+def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:
     """The same run on an artifact of the demo encoder with an untrained classifier."""
     train = str(folder / "train.csv")
-    optimized = mpcompile.optimize(folder / "model", 2.0, texts=train, max_texts=64, precision="f32", progress=False)
+    optimized = mpcompile.optimize(
+        folder / "model", 2.0, texts=train, max_texts=64, precision="f32", cache_dir=cache_dir, progress=False
+    )
     return {
         "artifact": optimized.save(folder / "artifact"), "texts": train, "test": str(folder / "test.csv"),
-        "batch_size": [4], "budget_s": 5.0, "out": folder,
+        "batch_size": [4], "budget_s": 5.0, "cache_dir": cache_dir, "out": folder,
     }  # fmt: skip
 
 

@@ -20,21 +20,24 @@ from mpcompile.compile.texts.examples import load_examples
 def run_or_smoke(
     options: argparse.Namespace,
     run: Callable[[argparse.Namespace], object],
-    make_smaller: Callable[[Path], dict[str, Any]],
+    make_smaller: Callable[[Path, Path], dict[str, Any]],
 ) -> None:
     """Runs a benchmark as asked for, or a small one, of which nothing is kept, on the demo encoder.
 
     Args:
-        options: parsed; `smoke` says which.
+        options: parsed; `smoke` says which, and `cache_dir` where a smoke run finds what another one has stored.
         run: the benchmark.
-        make_smaller: options of the smoke run, from the folder with its inputs, see `write_smoke_inputs`.
+        make_smaller: options of the smoke run, from the folder with its inputs, see `write_smoke_inputs`, and the
+            folder for slow results.
     """
     if not options.smoke:
         run(options)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_smoke_inputs(Path(folder))
-        run(argparse.Namespace(**{**vars(options), **make_smaller(Path(folder))}))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_smoke_inputs(folder)
+        smaller = make_smaller(folder, options.cache_dir or folder / "cache")
+        run(argparse.Namespace(**{**vars(options), **smaller}))
 
 
 def write_smoke_inputs(folder: Path) -> None:
