@@ -35,8 +35,8 @@ def convert(segment: Segment) -> openvino.Model:
     try:
         with warnings.catch_warnings(), kept_root_logger():
             warnings.simplefilter("ignore")
-            graph_module = spell_out(program.module())
             try:
+                graph_module = spell_out(program.module())
                 model = openvino.convert_model(TorchFXPythonDecoder(graph_module, dynamic_shapes=True))
             except _FAILURES:
                 model = openvino.convert_model(program)
@@ -61,6 +61,9 @@ def spell_out(graph_module: GraphModule) -> GraphModule:
         normed = native_layer_norm(x, [D], weight, bias, eps)
         y: "f32[B, S, D]" = normed[0]
         z: "f32[B, D]" = reshape(y, [sym_size(y, 0), -1])
+
+    Raises:
+        RuntimeError: for chunks whose size is not a number.
     """
     graph = graph_module.graph
     for node in list(graph.nodes):
@@ -115,11 +118,51 @@ def _replace_square(node: Node) -> Node:
     return node.graph.call_function(aten.mul.Tensor, (node.args[0], node.args[0]))
 
 
-def _replace_to(node: Node) -> Node:
-    return node.graph.call_function(aten._to_copy.default, (node.args[0],), {"dtype": node.args[1]})
+def _replace_and(node: Node) -> Node:
+    return node.graph.call_function(aten.bitwise_and.Tensor, node.args)
 
 
-def _replace_type_as(node: Node) -> Node:
+def _replace_or(node: Node) -> Node:
+    return node.graph.call_function(aten.bitwise_or.Tensor, node.args)
+
+
+def _replace_matmul(node: Node) -> Node:
+    """OpenVINO's bmm multiplies the last two dimensions of tensors of any rank."""
+    return node.graph.call_function(aten.bmm.default, node.args)
+
+
+def _replace_unbind(node: Node) -> Node:
+    """Each part is read where it is used."""
+    source = _source(node)
+    dimension = node.args[1] if len(node.args) > 1 else 0
+    for user in list(node.users):
+        with node.graph.inserting_before(user):
+            part = node.graph.call_function(aten.select.int, (source, dimension, user.args[1]))
+        part.meta["val"] = user.meta["val"]
+        user.replace_all_uses_with(part)
+        node.graph.erase_node(user)
+    return source
+
+
+def _replace_chunk(node: Node) -> Node:
+    """Each part is read where it is used, by its place."""
+    source = _source(node)
+    dimension = node.args[2] if len(node.args) > 2 else 0
+    sizes = [value.shape[dimension] for value in node.meta["val"]]
+    if not all(isinstance(size, int) for size in sizes):
+        raise RuntimeError(f"{node}: chunks of sizes {sizes}")
+    for user in list(node.users):
+        start = sum(sizes[: user.args[1]])
+        with node.graph.inserting_before(user):
+            values = (source, dimension, start, start + sizes[user.args[1]])
+            part = node.graph.call_function(aten.slice.Tensor, values)
+        part.meta["val"] = user.meta["val"]
+        user.replace_all_uses_with(part)
+        node.graph.erase_node(user)
+    return source
+
+
+def _replace_cast(node: Node) -> Node:
     return node.graph.call_function(aten._to_copy.default, (node.args[0],), {"dtype": node.meta["val"].dtype})
 
 
@@ -160,8 +203,14 @@ _REPLACEMENTS: dict[object, Callable[[Node], Node]] = {
     aten.contiguous.default: _source,
     aten.log_softmax.int: _replace_log_softmax,
     aten.square.default: _replace_square,
-    aten.to.dtype: _replace_to,
-    aten.type_as.default: _replace_type_as,
+    aten.to.dtype: _replace_cast,
+    aten.to.dtype_layout: _replace_cast,
+    aten.__and__.Tensor: _replace_and,
+    aten.__or__.Tensor: _replace_or,
+    aten.matmul.default: _replace_matmul,
+    aten.unbind.int: _replace_unbind,
+    aten.chunk.default: _replace_chunk,
+    aten.type_as.default: _replace_cast,
     aten.where.Scalar: _replace_where,
     aten.where.ScalarOther: _replace_where,
     aten.where.ScalarSelf: _replace_where,

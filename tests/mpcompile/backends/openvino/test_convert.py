@@ -16,15 +16,16 @@ from mpcompile.graph.segments import partition
 from tests.models import build_head, captured_model
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta", "mpnet"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta", "mpnet", "modernbert"])
+@pytest.mark.parametrize("selection", ["top", "threshold"])
 def test_operators_that_openvino_lacks_are_replaced_without_a_second_trace(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, selection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("decomposed")
 
     monkeypatch.setattr("torch.export.ExportedProgram.run_decompositions", refuse)
-    segment = partition(captured_model(family), {1: build_head(1)}, (0, 2))[0]
+    segment = partition(captured_model(family), {1: build_head(1)}, (0, 2), selection=selection)[0]
     assert len(converting.convert(segment).outputs) == len(segment.output_names)
 
 
