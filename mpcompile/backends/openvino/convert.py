@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import warnings
 from collections.abc import Callable
@@ -132,34 +133,33 @@ def _replace_matmul(node: Node) -> Node:
 
 
 def _replace_unbind(node: Node) -> Node:
-    """Each part is read where it is used."""
     source = _source(node)
     dimension = node.args[1] if len(node.args) > 1 else 0
-    for user in list(node.users):
-        with node.graph.inserting_before(user):
-            part = node.graph.call_function(aten.select.int, (source, dimension, user.args[1]))
-        part.meta["val"] = user.meta["val"]
-        user.replace_all_uses_with(part)
-        node.graph.erase_node(user)
-    return source
+    return _read_parts(node, lambda index: (aten.select.int, (source, dimension, index)))
 
 
 def _replace_chunk(node: Node) -> Node:
-    """Each part is read where it is used, by its place."""
     source = _source(node)
     dimension = node.args[2] if len(node.args) > 2 else 0
     sizes = [value.shape[dimension] for value in node.meta["val"]]
     if not all(isinstance(size, int) for size in sizes):
         raise RuntimeError(f"{node}: chunks of sizes {sizes}")
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return _read_parts(node, lambda index: (aten.slice.Tensor, (source, dimension, *ends[index : index + 2])))
+
+
+def _read_parts(node: Node, read: Callable[[int], tuple[Any, tuple[Any, ...]]]) -> Node:
+    """Reads each part of a list of tensors where it is used, in place of the list; `read` gives a call by index."""
     for user in list(node.users):
-        start = sum(sizes[: user.args[1]])
+        index = user.args[1]
+        assert user.target is operator.getitem
+        assert isinstance(index, int)
         with node.graph.inserting_before(user):
-            values = (source, dimension, start, start + sizes[user.args[1]])
-            part = node.graph.call_function(aten.slice.Tensor, values)
+            part = node.graph.call_function(*read(index))
         part.meta["val"] = user.meta["val"]
         user.replace_all_uses_with(part)
         node.graph.erase_node(user)
-    return source
+    return _source(node)
 
 
 def _replace_cast(node: Node) -> Node:
