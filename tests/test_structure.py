@@ -31,7 +31,6 @@ MAX_ENTRIES, MAX_LINES, MAX_PARAMETERS, MAX_FUNCTION_LINES = 16, 300, 6, 80
 FACE = {
     ("mpcompile/compile/optimize.py", "optimize"),
     ("mpcompile/planning/plan.py", "plan"),
-    ("mpcompile/tuning/tuner.py", "tune"),
 }
 """Functions that users call, which may take more parameters."""
 DEPLOYED = ("contract", "runtime")

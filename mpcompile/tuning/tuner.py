@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpcompile.contract.options import takes
 from mpcompile.contract.version import VERSION
 from mpcompile.errors import SettingError, TuningError
 from mpcompile.progress import StageProgress
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, check_target_directory, read_manifest
 from mpcompile.store.results import digest
+from mpcompile.store.source import digest_source
 from mpcompile.store.studies.storage import find_default_url, hide_password
 from mpcompile.tuning.batches import TuningWorkload, build_tuning_workload
 from mpcompile.tuning.bench import Job
@@ -40,24 +42,8 @@ STUDY_FORMAT = "1"
 """Counts up when trials of an older study can no longer be read."""
 
 
-def tune(
-    directory: str | Path,
-    out: str | Path,
-    *,
-    texts: Any = None,
-    batch_size: int | None = None,
-    max_drop: float | None = None,
-    budget_s: float = 300.0,
-    max_trials: int | None = None,
-    storage: str | None = None,
-    study: str | None = None,
-    ray: str | None = None,
-    trial_timeout_s: float = 60.0,
-    min_agreement: float = 0.995,
-    seed: int = 0,
-    progress: bool = True,
-    cache_dir: str | Path | None = None,
-) -> TuneResult:
+@takes(TuneSettings)
+def tune(directory: str | Path, out: str | Path, *, texts: Any = None, **options: Any) -> TuneResult:
     """Looks for a faster way to run an artifact on this machine: threads, streams, cuts, splits, precision, profile.
 
     Candidates come from the cost model and are measured in turns with the start, in a process of their own that may
@@ -71,18 +57,7 @@ def tune(
         out: folder of the tuned artifact; may be `directory`.
         texts: texts of the domain, see `mpcompile.optimize`. None times random ids of the lengths in the report,
             which leave at other exits than texts do, so that operating point and precision stay as they are.
-        batch_size: examples that run together; None for that of the artifact's report.
-        max_drop: loss on held-out texts that an operating point may have; None for that of the chosen one.
-        budget_s: seconds after which no further candidate is started; the last comparison comes after that.
-        max_trials: candidates that the study may settle, those of earlier calls included; None for no limit.
-        storage: URL of an Optuna storage, which many machines may share; None is SQLite in `cache_dir`.
-        study: name of the study there; None for a name of this model, version, workload and machine alone.
-        ray: address of a Ray cluster ("auto", "local", "ray://host:10001") whose nodes measure; None is this machine.
-        trial_timeout_s: seconds that a candidate may take for a round, and ten times that to be built.
-        min_agreement: share of the workload that a candidate must answer as the start does at its operating point.
-        seed: of everything random.
-        progress: whether to draw progress bars.
-        cache_dir: where study and rebuilt engines are kept; None is the user's cache directory.
+        **options: see `TuneSettings`.
 
     Raises:
         SettingError: when an option has a value that is not allowed, or the storage cannot be opened.
@@ -91,23 +66,20 @@ def tune(
         StudyError: when the study belongs to something else or its storage fails.
         TuningError: when the start cannot be measured.
     """
-    cache = Path(cache_dir) if cache_dir is not None else None
-    settings = TuneSettings(
-        batch_size, max_drop, budget_s, max_trials, storage, study, ray, trial_timeout_s, min_agreement, seed,
-        progress, cache,
-    )  # fmt: skip
+    settings = TuneSettings.read("tune", options)
     target = Path(out).expanduser()
     check_target_directory(target)
-    with StageProgress(progress) as bars, _told():
+    with StageProgress(settings.progress) as bars, _told():
         with bars.stage("read"):
             start = _read_start(Path(directory).expanduser(), settings, texts)
         with _open_workers(start.job, settings) as workers, contextlib.ExitStack() as stack:
             with bars.stage("start measuring"):
                 machine = _check_machines(workers)
                 opened = stack.enter_context(contextlib.closing(_open_study(start, settings, machine, workers[0])))
-                rules = Rules(start.variant, workers[0].identify_start(), min_agreement)
+                rules = Rules(start.variant, workers[0].identify_start(), settings.min_agreement)
             with bars.stage("measure candidates") as stage:
-                search(opened, workers, rules, Budget(budget_s, max_trials, time.monotonic), stage)
+                budget = Budget(settings.budget_s, settings.max_trials, time.monotonic)
+                search(opened, workers, rules, budget, stage)
             with bars.stage("compare the best") as stage:
                 decision = decide(opened, workers[0], start.variant, stage)
             with bars.stage("time the original"):
@@ -195,6 +167,7 @@ def _open_study(start: _Start, settings: TuneSettings, machine: Machine, worker:
     identity = {
         "model": start.digest,
         "mpcompile": VERSION,
+        "source code": digest_source(),
         "study format": STUDY_FORMAT,
         "workload": workload.digest(),
         "machine": digest({**vars(machine), "precisions": list(machine.precisions)}),

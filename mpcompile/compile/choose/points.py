@@ -21,6 +21,7 @@ from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.model import CostModel
 from mpcompile.store.results import digest_arrays
+from mpcompile.store.source import digest_source
 from passes import ExitHead
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def _identify(job: Job, model: Model, target: Target, part: TextPart, pricer: Pr
         "batch size": str(job.settings.batch_size),
         "backend": target.backend.name,
         "precision": target.precision,
+        "source code": digest_source(),
     }
 
 
