@@ -18,5 +18,5 @@ class Remembered:
         """A copy of what `capture` makes of a model with these weights and this config."""
         key = (Original(model, None, "").digest(), model.dtype, *options)
         if key not in self._captured:
-            self._captured[key] = capture(model, *options)
+            self._captured[key] = copy.deepcopy(capture(model, *options))  # what it makes shares the model's weights
         return copy.deepcopy(self._captured[key])
