@@ -1,5 +1,6 @@
 """Fixtures of the compiler's tests: one optimized tiny model, and one artifact made by hand."""
 
+import contextlib
 import copy
 import json
 import os
@@ -12,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends import find_backend
+from mpcompile.compile.measure.workload import MIN_BATCHES
 from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import default_profile
 from mpcompile.cost.forecast import Forecast
 from mpcompile.graph.capture import CapturedModel, capture
@@ -184,9 +185,10 @@ def remembered() -> Remembered:
 
 @pytest.fixture(scope="module")
 def capture_once(remembered: Remembered) -> Iterator[None]:
-    """Captures each model once for all jobs of a module, which takes more than half of their time."""
+    """Captures each model once for all jobs and rebuilds of a module: it takes more than half of their time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpcompile.compile.job.capture", remembered.capture)
+        patch.setattr("mpcompile.compile.rebuild.capture", remembered.capture)
         yield
 
 
@@ -196,12 +198,26 @@ def capture_anew(capture_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpcompile.compile.job.capture", capture)
 
 
+@contextlib.contextmanager
+def timing_few_batches() -> Iterator[None]:
+    """Jobs time three batches, however fast the model is: what they measure is not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpcompile.compile.measure.workload.MAX_BATCHES", MIN_BATCHES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_batches() -> Iterator[None]:
+    """Times the jobs of a module on few batches, which takes more than half of what capture leaves."""
+    with timing_few_batches():
+        yield
+
+
 @pytest.fixture(scope="session")
 def optimized(
     tiny_bert: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tiny_texts: list[str], cache_dir: Path
 ) -> mpcompile.OptimizedModel:
-    """The tiny BERT, optimized in floating point; shared, so leave its operating point as it is."""
-    model, precision = copy.deepcopy(tiny_bert), fastest_float(find_backend("auto").precisions())
-    return mpcompile.optimize(
-        model, 1.0, tokenizer=tiny_tokenizer, texts=tiny_texts, precision=precision, progress=False, cache_dir=cache_dir
-    )
+    """The tiny BERT, optimized for torch; shared, so leave its operating point as it is."""
+    options = {"tokenizer": tiny_tokenizer, "backend": "eager", "progress": False, "cache_dir": cache_dir}
+    with timing_few_batches():
+        return mpcompile.optimize(copy.deepcopy(tiny_bert), 1.0, texts=tiny_texts, **options)

@@ -21,11 +21,13 @@ from mpcompile.backends.tensorrt.loader import TensorRt
 from mpcompile.backends.torch.eager import EagerEngine
 from mpcompile.compile.rebuild import rebuild_segments
 from mpcompile.contract.backend import Target
+from mpcompile.contract.segment import Segment
 from mpcompile.cost.grids import Grid
 from mpcompile.cost.profiles import find_profile
+from mpcompile.graph.onnx_segments import export_onnx
 from mpcompile.runtime.artifact import read_manifest, write_manifest
 from mpcompile.runtime.runtime import Runtime
-from mpcompile.store.results import Store
+from mpcompile.store.results import Store, digest_arrays
 from mpcompile.tuning import tune
 from tests.models import build_model
 from tests.mpcompile.backends.tensorrt.fake import FakeDevice, make_session
@@ -39,15 +41,24 @@ GRID = (Grid(32, 2, (1, 2), (4, 8), (0.5,), 64),)
 
 
 def put_on_paper(patch: pytest.MonkeyPatch) -> None:
-    """Gives TensorRT a device and a builder: a plan is the ONNX model."""
-    device, profiles = FakeDevice(), {}  # type: ignore[var-annotated]
+    """Gives TensorRT a device and a builder: a plan is the ONNX model, exported once for segments that are alike."""
+    device, profiles, exported = FakeDevice(), {}, {}  # type: ignore[var-annotated]
     module = make_session(device, profiles).found.module
 
     def build(model: bytes, shapes: Any, *_: Any, **__: Any) -> Any:
         profiles[model] = shapes
         return SimpleNamespace(plan=model)
 
+    def export_once(segment: Segment) -> bytes:
+        assert segment.graph_module is not None
+        weights = {name: value.detach().numpy() for name, value in segment.graph_module.state_dict().items()}
+        key = (segment.graph_module.code, segment.precision, digest_arrays(weights))
+        if key not in exported:
+            exported[key] = export_onnx(segment)
+        return exported[key]
+
     place = "mpcompile.backends.tensorrt.backend"
+    patch.setattr("mpcompile.graph.onnx_segments.export_onnx", export_once)
     patch.setattr(f"{place}.Cuda", lambda: device)
     patch.setattr(f"{place}.load_tensorrt", lambda: TensorRt(module, "tensorrt"))
     patch.setattr(f"{place}.build_engine", build)
@@ -68,6 +79,7 @@ def job(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
 def artifact(
     job: tuple[str, str],
     capture_once: None,
+    few_batches: None,
     tiny_tokenizer: PreTrainedTokenizerFast,
     tiny_texts: list[str],
     tmp_path_factory: pytest.TempPathFactory,
@@ -136,9 +148,10 @@ def test_artifact_is_tuned(
     artifact: Path, tiny_texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna")
-    from tests.mpcompile.tuning.fakes import InProcess
+    from tests.mpcompile.tuning.fakes import SHORT_S, InProcess
 
     monkeypatch.setattr("mpcompile.tuning.tuner.ProcessChannel", InProcess)
+    monkeypatch.setattr("mpcompile.tuning.batches.BLOCK_S", SHORT_S)
     result = tune(
         artifact, tmp_path / "tuned", texts=tiny_texts, budget_s=0.0, max_trials=1, progress=False,
         cache_dir=artifact.parent / "cache",

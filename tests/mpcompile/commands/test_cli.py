@@ -11,7 +11,7 @@ import pytest
 import mpcompile
 from mpcompile.commands.cli import main
 
-pytestmark = pytest.mark.usefixtures("capture_once")
+pytestmark = pytest.mark.usefixtures("capture_once", "few_batches")
 CSV_HEADER = ["text", "label"]
 Captured = pytest.CaptureFixture[str]
 

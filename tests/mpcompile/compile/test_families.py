@@ -22,6 +22,7 @@ from passes.ops import additive_mask, prune_tokens
 from tests.models import MORE_FAMILIES, WORDS, build_head, build_model, captured_model, family_model, random_batch
 from tests.reference import run_reference
 
+pytestmark = pytest.mark.usefixtures("few_batches")
 RATIOS = {0: 0.7, 1: 0.6}
 POINT = OperatingPoint((1, 3), (0.9,), (0, 1), (0.7, 0.6))
 LENGTHS = [14, 6, 1, 20]

@@ -59,7 +59,13 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def job(tiny_tokenizer: PreTrainedTokenizerFast, tiny_texts: list[str], cache_dir: Path, capture_once: None) -> Job:
+def job(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_texts: list[str],
+    cache_dir: Path,
+    capture_once: None,
+    few_batches: None,
+) -> Job:
     return Job(tiny_tokenizer, tiny_texts, cache_dir)
 
 

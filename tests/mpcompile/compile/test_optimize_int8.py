@@ -38,7 +38,11 @@ print(json.dumps([answers, loaded]))
 
 @pytest.fixture(scope="module")
 def quantised(
-    tiny_bert: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tiny_texts: list[str], cache_dir: Path
+    tiny_bert: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_texts: list[str],
+    cache_dir: Path,
+    few_batches: None,
 ) -> OptimizedModel:
     """The tiny BERT in int8; shared, so leave its operating point as it is."""
     return mpcompile.optimize(

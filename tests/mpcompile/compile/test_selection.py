@@ -26,6 +26,7 @@ from mpcompile.runtime.tokens import Tokenizer
 from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, captured_model, family_model, random_batch
 from tests.reference import run_reference
 
+pytestmark = pytest.mark.usefixtures("few_batches")
 PRUNES = (0, 1, 2)
 LENGTHS = [12, 5, 2, 9]
 POINT = OperatingPoint((1, 3), (0.9,), PRUNES, (0.8, 0.7, 0.6), token_thresholds=(0.06, 0.1, 0.12))

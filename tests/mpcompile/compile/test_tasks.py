@@ -31,6 +31,7 @@ from mpcompile.runtime.predictions import MultiLabelPrediction, ScorePrediction,
 from passes import ExitHead
 from tests.models import WORDS, build_model, build_tokenizer, random_batch, randomise
 
+pytestmark = pytest.mark.usefixtures("capture_once", "few_batches")
 NAMES = ("sport", "war", "art", "trade")
 SCORE = {"num_labels": 1, "id2label": {0: "score"}, "label2id": {"score": 0}}
 

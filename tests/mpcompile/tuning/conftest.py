@@ -9,7 +9,7 @@ from mpcompile.compile.rebuild import load_sources
 
 optuna = pytest.importorskip("optuna")
 
-from tests.mpcompile.tuning.fakes import InProcess  # noqa: E402
+from tests.mpcompile.tuning.fakes import SHORT_S, InProcess  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,12 @@ def quiet_optuna() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield
     optuna.logging.set_verbosity(before)
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round is a few batches, not `BLOCK_S` seconds of a tiny model."""
+    monkeypatch.setattr("mpcompile.tuning.batches.BLOCK_S", SHORT_S)
 
 
 @pytest.fixture

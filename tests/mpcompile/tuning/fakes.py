@@ -11,6 +11,7 @@ from mpcompile.tuning.study import TuningStudy
 from mpcompile.tuning.trials import Rules
 from mpcompile.tuning.variant import SPLIT_SCALES, Variant
 
+SHORT_S = 0.02
 START = Variant(0, "f32")
 IDENTITY = {"model": "aaa", "mpcompile": "0.1.0", "workload": "w", "machine": "m"}
 CHOICES = {

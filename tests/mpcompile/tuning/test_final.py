@@ -107,7 +107,7 @@ NOISE = st.floats(0.01, 100.0)
 TABLES = st.lists(st.floats(0.2, 5.0), min_size=len(CANDIDATES), max_size=len(CANDIDATES))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     true_s=TABLES,
     lies=st.lists(NOISE, min_size=16, max_size=16),

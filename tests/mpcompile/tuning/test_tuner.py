@@ -26,10 +26,19 @@ from mpcompile.tuning.measurer import MeasureFailed
 from mpcompile.tuning.result import TuneResult
 from mpcompile.tuning.variant import Variant
 from tests.mpcompile.cost.made_up import keep_declared_profiles
-from tests.mpcompile.tuning.fakes import InProcess
+from tests.mpcompile.tuning.fakes import SHORT_S, InProcess
 from tests.paths import ROOT
 
 FASTER = Variant(0, "f32", num_threads=1, num_streams=1, cuts="point", split_scale=0.5)
+PROGRAM = f"""
+import sys
+import mpcompile.tuning.batches
+from mpcompile.commands.cli import main
+mpcompile.tuning.batches.BLOCK_S = {SHORT_S}
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+"""`mpcompile` on the command line, with short rounds."""
 
 
 def run(directory: Path, out: Path, cache_dir: Path, **options: Any) -> TuneResult:
@@ -245,7 +254,7 @@ def ratios_in(folder: Path) -> list[float]:
 
 
 def test_killed_run_goes_on_and_measures_nothing_twice(eager_artifact: Path, tmp_path: Path, cache_dir: Path) -> None:
-    command = [sys.executable, "-m", "mpcompile.commands.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
+    command = [sys.executable, "-c", PROGRAM, "tune", eager_artifact, "--out", tmp_path / "out"]
     command += ["--cache-dir", tmp_path / "cache", "--max-trials", "3", "--no-progress", "--batch-size", "4", "--json"]
     keep_declared_profiles(tmp_path / "cache")
     arguments = [str(argument) for argument in command]
@@ -284,7 +293,7 @@ def hear_interrupts() -> None:
 
 
 def test_ctrl_c_keeps_the_study_and_writes_nothing(eager_artifact: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mpcompile.commands.cli", "tune", eager_artifact, "--out", tmp_path / "out"]
+    command = [sys.executable, "-c", PROGRAM, "tune", eager_artifact, "--out", tmp_path / "out"]
     command += ["--cache-dir", tmp_path / "cache", "--no-progress", "--batch-size", "4"]
     keep_declared_profiles(tmp_path / "cache")
     process = subprocess.Popen(

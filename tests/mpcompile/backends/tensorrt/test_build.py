@@ -40,18 +40,18 @@ def build(segment: Segment, targets: tuple[str, ...] = TARGETS) -> BuiltEngine:
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, BuiltEngine]:
-    """Engines of half a BERT-base: exits after layers 2 and 4, prunes in 1, 3 and 5; and two of a single layer."""
+    """Engines of a third of a BERT-base: an exit after layer 2, prunes in 1 and 3; and two of a single layer."""
     torch.manual_seed(0)
-    captured = capture(BertForSequenceClassification(BertConfig(num_labels=4, num_hidden_layers=6)).eval())
-    heads = {layer: ExitHead(768, 4) for layer in (2, 4)}
-    built = {str(s.index): build(s) for s in partition(captured, heads, (1, 3, 5), precision="f16")}
+    captured = capture(BertForSequenceClassification(BertConfig(num_labels=4, num_hidden_layers=4)).eval())
+    heads = {2: ExitHead(768, 4)}
+    built = {str(s.index): build(s) for s in partition(captured, heads, (1, 3), precision="f16")}
     heads = {layer: ExitHead(768, 4) for layer in (1, 2, 3)}
     layers = partition(captured, heads, (1,), last_exit=3, precision="f16")
     return {**built, "pruning layer": build(layers[1]), "plain layer": build(layers[2])}
 
 
 @needs_rtx
-@pytest.mark.parametrize("index", ["0", "1", "2"])
+@pytest.mark.parametrize("index", ["0", "1"])
 def test_attention_is_one_kernel_in_every_layer_whether_it_prunes_or_not(
     base: dict[str, BuiltEngine], index: str
 ) -> None:

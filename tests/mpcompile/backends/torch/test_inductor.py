@@ -1,5 +1,6 @@
 """Tests of the inductor backend on the CPU: the same answers, and no compilation for another size."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 
@@ -14,9 +15,10 @@ from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError, BatchTooLarge
+from mpcompile.graph.capture import capture
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runtime import Runtime
-from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, captured_model, family_model, random_batch
+from tests.models import MAX_POSITIONS, NUM_LABELS, build_head, build_model, captured_model, family_model, random_batch
 
 SPLIT = (8.0, 8.0)
 
@@ -26,31 +28,28 @@ def segments() -> tuple[Segment, ...]:
     return partition(captured_model("bert"), {1: build_head(1)}, (0, 2))
 
 
-@pytest.fixture(scope="module")
-def runtime(segments: tuple[Segment, ...]) -> Runtime:
-    backend = find_backend("inductor", "cpu")
-    return Runtime(segments, [backend.load(b"", s, BuildConfig()) for s in segments], NUM_LABELS, SPLIT)
-
-
 def inputs(lengths: list[int]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in random_batch(family_model("bert"), lengths).items()}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on a CPU, and there is no compiler")
-def test_chain_answers_as_the_eager_one_and_hardly_ever_compiles(
-    segments: tuple[Segment, ...], runtime: Runtime
-) -> None:
+def test_chain_answers_as_the_eager_one_and_hardly_ever_compiles() -> None:
+    """Of two layers: a kernel takes its compiler a second."""
+    segments = partition(capture(build_model("bert", num_layers=2)), {1: build_head(1)}, (0, 1))
+    backend, point = find_backend("inductor", "cpu"), OperatingPoint((1, 2), (0.985,), (0, 1), (0.7, 0.5))
+    runtime = Runtime(segments, [backend.load(b"", s, BuildConfig()) for s in segments], NUM_LABELS, SPLIT)
     eager = Runtime(segments, [EagerEngine(segment) for segment in segments], NUM_LABELS, SPLIT)
-    point = OperatingPoint((1, 3), (0.985,), (0, 2), (0.7, 0.5))
     # By sizes of one, which inductor treats apart: a whole batch, one of a batch, and one alone in each segment.
-    everyone = OperatingPoint((1, 3), (0.0,), (0, 2), (0.7, 0.5))
+    everyone = dataclasses.replace(point, exit_thresholds=(0.0,))
     for lengths, first in (([12, 5, 7, 9], everyone), ([12], everyone), ([30, 4, 4, 4, 4], point)):
         runtime.run(inputs(lengths), first)
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled, layers = torch._dynamo.utils.counters["stats"]["unique_graphs"], set()
     for lengths in ([12, 5, 7, 9], [24] * 6, [17, 30, 6], [8, 8], [19], [31, 3]):
         found, expected = (r.run(inputs(lengths), point) for r in (runtime, eager))
         np.testing.assert_array_equal(found.exit_layer, expected.exit_layer)
         np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+        layers |= set(found.exit_layer.tolist())
+    assert layers == {1, 2}
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= compiled + 1
 
 

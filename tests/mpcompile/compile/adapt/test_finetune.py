@@ -26,7 +26,11 @@ def given(tiny_bert: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def finetuned(
-    given: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tiny_texts: list[str], cache_dir: Path
+    given: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_texts: list[str],
+    cache_dir: Path,
+    few_batches: None,
 ) -> mpcompile.OptimizedModel:
     """The tiny BERT, trained for some steps; shared, so leave its operating point as it is."""
     evaluate = Trainer.evaluate
