@@ -5,16 +5,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= build/demo
 
-.PHONY: demo test lint browser bench-smoke gpu-check clean
+.PHONY: demo test lint types browser install bench-smoke smoke-cpu smoke-cost gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py --work $(DEMO_DIR)
 
-test: $(VENV)/.dev
+test: lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
 	$(BIN)/python -m mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The tests of report.html open it in Chromium, and are skipped where there is none.
 browser:
@@ -25,9 +29,16 @@ browser:
 			|| echo "Chromium could not be installed: the browser tests are skipped"; \
 	else echo "there is no Chromium, and only root can install it: the browser tests are skipped"; fi
 
-# The second one finds in the store what the first one measured.
-bench-smoke: $(VENV)/.bench
+# All that tests and smoke runs need; pip writes to the environment once at a time.
+install: $(VENV)/.dev $(VENV)/.bench
+
+bench-smoke: smoke-cost smoke-cpu
+
+smoke-cost: $(VENV)/.bench
 	$(BIN)/python bench/bench_cost.py --smoke
+
+# The second one finds in the store what the first one measured.
+smoke-cpu: $(VENV)/.bench
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
 		$(BIN)/python bench/bench_cpu.py --smoke --cache-dir "$$store" && \
 		$(BIN)/python bench/bench_tune.py --smoke --cache-dir "$$store"
@@ -40,9 +51,10 @@ gpu-check:
 $(VENV)/.demo: EXTRAS := demo
 $(VENV)/.dev: EXTRAS := demo,dev
 $(VENV)/.bench: EXTRAS := demo,bench,tune
+# Python compiles what it imports; all that pip installs takes most of its time.
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
 clean:
