@@ -4,13 +4,14 @@
 
 Each mutant runs, in a copy of the last commit and in a fork of a process that has torch imported, the tests that
 `SUITES` names for its file, those of a file of the same name first, until one fails. What was tried already is kept in
-`--work` and not tried again; Ctrl-C ends a run, the same command goes on.
+`--work` and not tried again; Ctrl-C ends a run with what was tried, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import importlib
 import json
@@ -32,7 +33,12 @@ from result_files import describe_machine, slug, write_result
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = {
     "passes": ("tests/passes", "tests/mpcompile/graph/test_segments.py", "tests/mpcompile/compile/test_selection.py"),
-    "mpcompile/runtime": ("tests/mpcompile/runtime", "tests/mpcompile/commands/test_cli.py"),
+    "mpcompile/runtime": (
+        "tests/mpcompile/runtime",
+        "tests/mpcompile/commands/test_cli.py",
+        "tests/mpcompile/compile/test_bundle.py",
+        "tests/mpcompile/compile/test_optimize.py",
+    ),
     "mpcompile/compile/certify": ("tests/mpcompile/compile/certify",),
 }
 """Tests of the files of a folder."""
@@ -82,8 +88,10 @@ def main() -> None:
     tried = Tried(options.work / f"{machine['commit']}.jsonl")
     left = [mutant for mutant in mutants if mutant not in tried.outcomes]
     print(f"{len(mutants)} mutants, {len(mutants) - len(left)} of them tried before", flush=True)
-    if left:
-        try_all(left, make_copies(options.work, options.folders), tried)
+    with contextlib.suppress(KeyboardInterrupt):
+        if left:
+            try_all(left, make_copies(options.work, options.folders), tried)
+    mutants = sorted((mutant for mutant in mutants if mutant in tried.outcomes), key=lambda m: (m.file, m.number))
     result = {
         **machine,
         "command": " ".join(["python", "bench/bench_tests.py", *sys.argv[1:]]),
@@ -94,12 +102,12 @@ def main() -> None:
 
 
 def draw(folders: list[str], sample: int | None, seed: int) -> list[Mutant]:
-    """The mutants of all files below the folders, or some of them drawn at random."""
+    """The mutants of all files below the folders, or some of them drawn at random, in the order of the draw."""
     files = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
     mutants = [mutant for path in files for mutant in list_mutants(path)]
     if sample is None or sample >= len(mutants):
         return mutants
-    return sorted(random.Random(seed).sample(mutants, sample), key=lambda mutant: (mutant.file, mutant.number))
+    return random.Random(seed).sample(mutants, sample)
 
 
 def list_mutants(path: Path) -> Iterator[Mutant]:

@@ -1,11 +1,14 @@
 """Tests of bundles: written here, built ahead of time by TensorRT-RTX, refused where they cannot run."""
 
+import dataclasses
 import json
 import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -15,10 +18,12 @@ from mpcompile.backends.tensorrt.builder import BuilderOptions, BuiltEngine
 from mpcompile.commands.cli import main
 from mpcompile.compile import bundle as bundles
 from mpcompile.compile.bundle import build_bundle, describe_engines, export_bundle, read_recipe
+from mpcompile.contract.backend import Backend
 from mpcompile.contract.profile import Range
 from mpcompile.errors import ArtifactError, BackendError, SettingError
 from mpcompile.graph.onnx_check import OnnxEngine
 from mpcompile.runtime.artifact import read_manifest
+from mpcompile.runtime.load import find_stale_maybe
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.store.results import Store
 from tests.models import NUM_LABELS
@@ -171,6 +176,28 @@ def test_damaged_segment_is_refused(bundle: Path) -> None:
     (bundle / "segments" / "0.onnx").write_bytes(b"")
     with pytest.raises(ArtifactError, match="damaged"):
         build_bundle(bundle, AHEAD)
+
+
+@pytest.mark.parametrize(
+    ("before", "stale"),
+    [
+        ({"tensorrt": "10.3", "gpu": "Orin 8.7"}, None),
+        ({"tensorrt": "10.3"}, None),
+        ({"tensorrt": "10.2", "gpu": "Orin 8.7"}, r"its engines are stale \(tensorrt was 10\.2, is 10\.3\); build"),
+        ({}, "a bundle without engines; build them here"),
+    ],
+    ids=["fresh", "a fact that its builder did not know", "stale", "never built"],
+)
+def test_bundle_is_taken_with_the_engines_of_this_machine_alone(
+    bundle: Path, before: dict[str, str], stale: str | None
+) -> None:
+    manifest = dataclasses.replace(read_manifest(bundle), fingerprint=before)
+    here = cast(Backend, SimpleNamespace(fingerprint=lambda: {"tensorrt": "10.3", "gpu": "Orin 8.7"}))
+    if stale is None:
+        assert find_stale_maybe(bundle, manifest, here) is None
+    else:
+        with pytest.raises(ArtifactError, match=stale):
+            find_stale_maybe(bundle, manifest, here)
 
 
 @pytest.mark.parametrize("device", ["this-cpu", "x86-cpu"])

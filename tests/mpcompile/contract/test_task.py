@@ -115,7 +115,7 @@ def test_correlations_are_those_of_scipy() -> None:
 
 
 def test_correlation_of_scores_that_are_all_alike_is_left_out() -> None:
-    assert correlate(np.ones(5), np.arange(5.0)) == {}
+    assert correlate(np.ones(5), np.arange(5.0)) == correlate(np.arange(5.0), np.ones(5)) == {}
 
 
 def test_scores_are_compared_with_labels_beside_the_original() -> None:

@@ -44,6 +44,12 @@ def test_points_pass_until_the_first_failure() -> None:
     assert (certificate.max_drop, certificate.confidence, certificate.texts) == (MAX_DROP, 0.95, 400)
 
 
+def test_point_whose_p_value_is_the_failure_itself_passes() -> None:
+    certificate = find_certified([wrong(0, texts=1)], None, 0.5, 0.5)
+    assert certificate.p_values == (0.5,)
+    assert certificate.num_certified == 1
+
+
 def test_points_behind_the_first_failure_are_never_run() -> None:
     ran = []
 
