@@ -12,7 +12,7 @@ from mpcompile.compile.adapt.frozen import TrainedHeads
 from mpcompile.compile.adapt.quantiles import find_token_thresholds
 from mpcompile.compile.choose.features import FeatureCollector, Features
 from mpcompile.compile.choose.held_out import HeldOut
-from mpcompile.compile.choose.schedules import KeepSchedule, keep_schedules, planned_schedules
+from mpcompile.compile.choose.schedules import KeepSchedule, keep_schedules, list_schedules
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.recording import describe_calibration
 from mpcompile.compile.texts.parts import TextPart
@@ -56,7 +56,7 @@ class Collector:
             return (self.unpruned,)
         if settings.selection == "threshold":
             return _with_thresholds(self._model, self._part, self._usual)
-        return tuple(dict.fromkeys((*self._usual, *planned_schedules(settings.plan, self._model.num_layers))))
+        return list_schedules(self._model.num_layers, True, settings.plan)
 
     def key(self, schedule: KeepSchedule) -> dict[str, object]:
         """Everything that the features of a schedule depend on."""

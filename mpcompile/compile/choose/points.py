@@ -14,7 +14,7 @@ from mpcompile.compile.choose.heads import Heads
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.point_search import PointSearch
 from mpcompile.compile.choose.pricing import Pricer
-from mpcompile.compile.choose.schedules import KeepSchedule, keep_schedules, planned_schedules
+from mpcompile.compile.choose.schedules import list_schedules
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.backend import Target
@@ -131,13 +131,9 @@ def choose_without_texts(job: Job, model: Model, target: Target, cost: CostModel
     """Points that need no data: importance is not trained, so every schedule of keep ratios is one."""
     end = (model.num_layers,)
     lengths, batch_size = np.array([length]), job.settings.batch_size
-    layers, usual = keep_schedules(model.num_layers)
-    steep = [KeepSchedule(layers, (ratio,) * len(layers)) for ratio in (0.4, 0.3, 0.2)]
-    planned = planned_schedules(job.settings.plan, model.num_layers)
-    schedules = (*usual, *steep, *planned) if job.settings.pruning else usual[:1]
     candidates = []
-    for schedule in schedules:
-        point = OperatingPoint(end, (), layers, schedule.keep_ratios, target.precision)
+    for schedule in list_schedules(model.num_layers, job.settings.pruning, job.settings.plan, steep=(0.4, 0.3, 0.2)):
+        point = OperatingPoint(end, (), schedule.prune_layers, schedule.keep_ratios, target.precision)
         seconds = cost.predict_segment(True, 0, end[0], batch_size, lengths, point)
         exit_layer = np.full(1, end[0])
         candidates.append(Candidate(point, float(seconds[0]), np.nan, exit_layer, np.zeros(1, np.int64)))

@@ -6,7 +6,7 @@ Shapes: N texts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,24 @@ def exit_candidates(num_layers: int) -> tuple[int, ...]:
     return tuple(layer for layer in range(num_layers) if layer <= dense or (layer - dense) % 2 == 0)
 
 
-def planned_schedules(forecast: Forecast | None, num_layers: int) -> tuple[KeepSchedule, ...]:
-    """Keep ratios of the user's plan; none without one."""
-    if forecast is None:
-        return ()
-    layers, _ = keep_schedules(num_layers)
-    return (KeepSchedule(layers, tuple(forecast.point.keep_ratio_at(layer) for layer in layers)),)
+def list_schedules(
+    num_layers: int, pruning: bool, forecast: Forecast | None, steep: Sequence[float] = ()
+) -> tuple[KeepSchedule, ...]:
+    """Schedules of keep ratios to try, the one that keeps everything first.
+
+    Args:
+        num_layers: of the model.
+        pruning: whether any may prune.
+        forecast: the user's plan, whose keep ratios are tried, too.
+        steep: keep ratios of further uniform schedules.
+    """
+    layers, usual = keep_schedules(num_layers)
+    if not pruning:
+        return usual[:1]
+    ratios = [(ratio,) * len(layers) for ratio in steep]
+    if forecast is not None:
+        ratios.append(tuple(forecast.point.keep_ratio_at(layer) for layer in layers))
+    return tuple(dict.fromkeys((*usual, *(KeepSchedule(layers, row) for row in ratios))))
 
 
 def check_plan(forecast: Forecast, num_layers: int) -> None:

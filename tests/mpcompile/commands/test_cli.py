@@ -61,7 +61,7 @@ def test_optimize_writes_an_artifact_and_prints_the_report(
     status, out, _ = run(capsys, *optimize_arguments(tiny_model_dir, out_dir, cache_dir, "--texts", texts_csv))
     assert status == 0
     assert "measured speedup" in out and f"written to {out_dir}" in out
-    assert mpcompile.load(out_dir).predict(["ban"])
+    assert len(mpcompile.load(out_dir).predict(["ban", "del fip"])) == 2
 
 
 def test_optimize_prints_one_json_object(
