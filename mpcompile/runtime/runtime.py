@@ -83,6 +83,9 @@ class Runtime:
         num_labels: C.
         split_tokens: for each segment, how many padding tokens cost as much as another call of its
             engine; a group is split by length where that saves more.
+
+    Attributes:
+        num_nan: answers so far with NaN among their logits; they take no early exit.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Runtime:
         self.split_tokens = tuple(split_tokens)
         self._lock = threading.Lock()  # engines own their buffers
         self._told: set[tuple[int, int]] = set()
+        self.num_nan = 0
 
     def run(self, inputs: Mapping[str, np.ndarray], point: OperatingPoint) -> RunResult:
         """Answers a batch.
@@ -119,6 +123,7 @@ class Runtime:
         group = _Group(everyone, everyone, np.count_nonzero(mask, axis=1), extent)
         with self._lock:
             self._advance(0, inputs, group, point, result)
+            self._count_nan(result.logits)
         return result
 
     def _advance(
@@ -145,10 +150,25 @@ class Runtime:
         threshold = point.threshold_at(segment.exit_layer)
         staying = np.empty(0, np.int64)
         if threshold <= 1.0:
-            staying = np.flatnonzero(outputs["entropy"] >= threshold) if threshold > 0 else np.arange(len(part.order))
+            # Not `>=`: an entropy that is NaN is not sure of anything, and stays.
+            staying = np.flatnonzero(~(outputs["entropy"] < threshold)) if threshold > 0 else np.arange(len(part.order))
         _answer(outputs["logits"], staying, part, segment.exit_layer, result)
         if len(staying):
             self._advance(index + 1, outputs, part.take(staying), point, result)
+
+    def _count_nan(self, logits: np.ndarray) -> None:
+        """Counts answers with NaN in them, and says once that there are some."""
+        num_nan = int(np.isnan(logits).any(axis=1).sum())
+        if num_nan and not self.num_nan:
+            precisions = ", ".join(sorted({segment.precision for segment in self.segments}))
+            logger.warning(
+                "%d of %d answers are NaN, which is no answer: the engines (%s) overflow on these texts, or the model "
+                "does; if the original answers them, optimize again with precision='f32'",
+                num_nan,
+                len(logits),
+                precisions,
+            )
+        self.num_nan += num_nan
 
     def _tell(self, index: int, num_rows: int, error: BatchTooLarge) -> None:
         """Says once that batches are split, and why."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from mpcompile.compile.certify import bound_drop
 from mpcompile.compile.certify.similarity import measure_similarity
 from mpcompile.compile.job import Job
 from mpcompile.compile.texts.parts import TextPart, Texts
 from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.errors import BackendError
 from mpcompile.runtime.runtime import Runner
 
 
@@ -43,6 +46,9 @@ def check_point(
         point: to check.
         parts: the user's texts.
         test: texts to report on instead of those put aside.
+
+    Raises:
+        BackendError: when the engines answer NaN where the original does not.
     """
     checked = Checked()
     if parts is not None:
@@ -56,6 +62,7 @@ def check_point(
 def _compare(job: Job, runtime: Runner, point: OperatingPoint, part: TextPart, name: str) -> Checked:
     with job.progress.stage(f"answers of the result ({name})") as stage:
         result = part.answer(runtime, point, stage)
+    _refuse_nan(result.logits, part, point, name)
     task, answers = part.task, part.task.answers(result.logits)
     lost, original_lost = task.differs(answers, part.truth), task.differs(part.original_answer, part.truth)
     return Checked(
@@ -66,3 +73,13 @@ def _compare(job: Job, runtime: Runner, point: OperatingPoint, part: TextPart, n
         measured_on=f"{len(part.encoded)} {name}",
         similarity=measure_similarity(task, answers, part.original_answer, part.labels),
     )
+
+
+def _refuse_nan(logits: np.ndarray, part: TextPart, point: OperatingPoint, name: str) -> None:
+    assert part.original is not None
+    overflows = int((np.isnan(logits).any(1) & ~np.isnan(part.original).any(1)).sum())
+    if overflows:
+        raise BackendError(
+            f"precision {point.precision!r}: the engines answer {overflows} of {len(logits)} {name} with NaN and the "
+            "original does not: they overflow; choose another precision, such as 'f32'"
+        )

@@ -335,6 +335,28 @@ def test_engines_behind_the_last_exit_are_not_called(last: int) -> None:
     assert [bool(engine.inputs) for engine in runtime.engines] == [layer <= last for layer in (*EXITS, NUM_LAYERS)]
 
 
+class OverflowingEngine(RecordingEngine):
+    """An engine whose answer to the first example is NaN."""
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        outputs = {name: value.copy() for name, value in super().__call__(inputs).items()}
+        for name in ("logits", "entropy"):
+            if name in outputs:
+                outputs[name][0] = np.nan
+        return outputs
+
+
+def test_answer_that_is_nan_takes_no_early_exit_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    runtime, point = make_runtime(OverflowingEngine, split_tokens=1e9), OperatingPoint((0, 1, 2, 3), (1.0, 1.0, 1.0))
+    results = [runtime.run(make_batch([5, 6, 7]), point) for _ in range(2)]
+    for result in results:
+        assert result.exit_layer.tolist() == [3, 0, 0]
+        assert np.isnan(result.logits).all(1).tolist() == [True, False, False]
+    assert runtime.num_nan == 2
+    (message,) = caplog.messages
+    assert message.startswith("1 of 3 answers are NaN")
+
+
 def test_engines_behind_an_exit_that_everybody_took_are_not_called() -> None:
     runtime = make_runtime()
     batch = make_batch([4, 6, 2])
