@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mpcompile.commands import bench, build, calibrate, doctor, export, inspect, optimize, plan, predict, report, tune
+from mpcompile.commands.output import show_what_the_console_can
 from mpcompile.errors import MpcompileError
 
 COMMANDS = (optimize, tune, predict, bench, inspect, report, plan, calibrate, export, build, doctor)
@@ -17,6 +18,10 @@ COMMANDS = (optimize, tune, predict, bench, inspect, report, plan, calibrate, ex
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 1 for an error that the user can fix, 130 for Ctrl-C."""
+    if arguments is None and sys.getfilesystemencoding() == "ascii":
+        # As with LC_ALL=C. Names that are no Unicode are more than the libraries below can open.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", __spec__.name, *sys.argv[1:]])
+    show_what_the_console_can()
     parser = _parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,13 @@ from mpcompile.errors import SettingError
 def show(text: str) -> None:
     """Prints to standard output."""
     print(text)  # noqa: T201
+
+
+def show_what_the_console_can() -> None:
+    """Lets a console that is no Unicode one, or a text that is none, end no command: what cannot be shown is a `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def silence_transformers() -> None:

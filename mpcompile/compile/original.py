@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,7 +73,7 @@ class Original:
             torch.set_num_threads(num_threads or before)
         try:
             with torch.inference_mode():
-                outputs = self.model(**batch)
+                outputs = self.model(**batch, return_dict=True)
                 if is_encoder(self.model):
                     hidden = outputs.last_hidden_state.float()
                     answer = pool_mean(hidden, batch["attention_mask"], self.pooling.normalise)
@@ -147,7 +148,8 @@ def _open_path(place: str, tokenizer: PreTrainedTokenizerBase | None) -> Origina
         tokenizer = _find_tokenizer_maybe(where, **folder)
         if tokenizer is not None and pooling.max_length is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, pooling.max_length)
-    return Original(model, tokenizer, place, pooling)
+    # As text: where Python takes file names for ASCII, as with LC_ALL=C, the other letters of a path are no Unicode.
+    return Original(model, tokenizer, os.fsencode(place).decode("utf-8", "replace"), pooling)
 
 
 def _find_loader(place: str) -> tuple[Any, Pooling]:

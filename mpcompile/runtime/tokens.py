@@ -61,14 +61,15 @@ class Tokenizer:
 
         settings = json.loads((directory / SETTINGS_FILE).read_text("utf-8"))
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+            tokenizer = tokenizers.Tokenizer.from_buffer((directory / TOKENIZER_FILE).read_bytes())
         except Exception as error:  # the tokenizers library raises plain Exception
             raise ArtifactError(f"{directory / TOKENIZER_FILE}: not a tokenizer: {error}") from error
         return cls(tokenizer, settings["max_length"], settings["pad_id"])
 
     def save(self, directory: Path) -> None:
         """Writes tokenizer.json and tokenization.json."""
-        self.backend.save(str(directory / TOKENIZER_FILE))
+        # Not by the library, which takes only names that are Unicode.
+        (directory / TOKENIZER_FILE).write_text(self.backend.to_str(pretty=True), "utf-8")
         settings = {"max_length": self.max_length, "pad_id": self.pad_id}
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 

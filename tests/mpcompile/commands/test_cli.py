@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 import mpcompile
 from mpcompile.commands.cli import main
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("capture_once", "few_batches")
 CSV_HEADER = ["text", "label"]
@@ -352,3 +356,29 @@ def test_bench_refuses_a_bad_option(
     status, out, err = run(capsys, *bench_arguments(eager_artifact, texts_csv, *option))
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
+
+
+# ---------------------------------------------------------------------------------- consoles
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets the locale of Linux")
+@pytest.mark.parametrize(
+    "console",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["ascii console", "ascii file names"],
+)
+def test_names_beyond_ascii_end_no_command(
+    tiny_model_dir: Path, tmp_path: Path, cache_dir: Path, console: dict[str, str]
+) -> None:
+    model, out = Path(shutil.copytree(tiny_model_dir, tmp_path / "m\u00f6dell")), tmp_path / "\u597d"
+    texts = tmp_path / "t\u00e4xte.csv"
+    texts.write_text("text\nban del\nfip\n", "utf-8")
+    answers = tmp_path / "\u00e4.csv"
+    for arguments in (optimize_arguments(model, out, cache_dir), ["predict", out, texts, "--out", answers]):
+        done = subprocess.run(
+            [sys.executable, "-m", "mpcompile.commands.cli", *map(str, arguments)], cwd=ROOT,
+            env={**os.environ, **console}, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+    assert "m\u00f6dell" in (out / "report.html").read_text("utf-8")
+    assert len(read_csv(answers)) == 2
