@@ -17,6 +17,7 @@ from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples, Label, load_examples
 from mpcompile.compile.texts.labels import check_labels
 from mpcompile.compile.texts.parts import TextPart, Texts, encode_examples, split_texts
+from mpcompile.compile.texts.tokenization import check_tokenization
 from mpcompile.contract.backend import Target
 from mpcompile.errors import SettingError
 from mpcompile.graph.capture import find_task
@@ -52,6 +53,15 @@ class Given:
                 check_labels(examples, task, id2label, f"labels of {name}")
         if self.texts is not None:
             check_amount(settings, len(self.texts), self.texts.labels is not None and task.has_classes)
+
+    def check_tokenizer(self, job: Job) -> None:
+        """Refuses a tokenizer that gives other tokens once it is deployed.
+
+        Raises:
+            SettingError: when it does.
+        """
+        if job.tokenizer is not None and job.original.tokenizer is not None:
+            check_tokenization(job.tokenizer, job.original.tokenizer, self.texts)
 
 
 def read_given(settings: Settings, texts: Any, labels: Sequence[Label] | None, test: Any) -> Given:

@@ -87,6 +87,7 @@ def optimize(
     notes: tuple[str, ...] = ()
     with StageProgress(settings.progress) as progress, original.evaluating():
         job, whole, target = open_job(settings, original, progress, given.has_pairs)
+        given.check_tokenizer(job)
         job, whole, parts, on_test = ask_about_texts(job, whole, target, given)
         traffic = _describe_traffic(settings, whole, parts)
         pace = measure_pace(job, whole, traffic)

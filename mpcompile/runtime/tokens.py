@@ -26,14 +26,25 @@ class Tokenizer:
         tokenizer: its own truncation and padding are replaced.
         max_length: tokens, special ones included.
         pad_id: id that fills up a batch.
+        truncation_side: where what is too long is cut off, "right" or "left".
+        has_types: whether the second text of a pair has token types of its own; all are 0 otherwise.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, max_length: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        max_length: int,
+        pad_id: int,
+        truncation_side: str = "right",
+        has_types: bool = True,
+    ) -> None:
         self.backend = tokenizer
         self.max_length = max_length
         self.pad_id = pad_id
+        self.truncation_side = truncation_side
+        self.has_types = has_types
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length, strategy="longest_first")
+        tokenizer.enable_truncation(max_length, strategy="longest_first", direction=truncation_side)
 
     @classmethod
     def from_transformers(cls, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
@@ -51,8 +62,10 @@ class Tokenizer:
                 "or convert it to a tokenizer.json"
             )
         length = min(max_length, int(tokenizer.model_max_length))
-        pad_id = tokenizer.pad_token_id
-        return cls(tokenizers.Tokenizer.from_str(backend.to_str()), length, int(pad_id) if pad_id is not None else 0)
+        pad_id = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0
+        has_types = "token_type_ids" in tokenizer.model_input_names
+        copied = tokenizers.Tokenizer.from_str(backend.to_str())
+        return cls(copied, length, pad_id, tokenizer.truncation_side, has_types)
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -64,13 +77,24 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_buffer((directory / TOKENIZER_FILE).read_bytes())
         except Exception as error:  # the tokenizers library raises plain Exception
             raise ArtifactError(f"{directory / TOKENIZER_FILE}: not a tokenizer: {error}") from error
-        return cls(tokenizer, settings["max_length"], settings["pad_id"])
+        return cls(
+            tokenizer,
+            settings["max_length"],
+            settings["pad_id"],
+            settings.get("truncation_side", "right"),
+            settings.get("has_types", True),
+        )
 
     def save(self, directory: Path) -> None:
         """Writes tokenizer.json and tokenization.json."""
         # Not by the library, which takes only names that are Unicode.
         (directory / TOKENIZER_FILE).write_text(self.backend.to_str(pretty=True), "utf-8")
-        settings = {"max_length": self.max_length, "pad_id": self.pad_id}
+        settings = {
+            "max_length": self.max_length,
+            "pad_id": self.pad_id,
+            "truncation_side": self.truncation_side,
+            "has_types": self.has_types,
+        }
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
     def encode(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[TokenIds]:
@@ -87,7 +111,10 @@ class Tokenizer:
                     raise DataError(f"{name}[{i}]: half a surrogate pair in {value[:40]!r}; valid Unicode is expected")
         given = list(texts) if text_pairs is None else list(zip(texts, text_pairs, strict=True))
         encodings = self.backend.encode_batch(given)
-        return [TokenIds(np.array(e.ids, np.int64), np.array(e.type_ids, np.int64)) for e in encodings]
+        return [
+            TokenIds(np.array(e.ids, np.int64), np.array(e.type_ids if self.has_types else [0] * len(e.ids), np.int64))
+            for e in encodings
+        ]
 
     def pad(self, encoded: Sequence[TokenIds]) -> dict[str, np.ndarray]:
         """A batch padded to its longest text: input_ids, attention_mask, token_type_ids, (B, S) int64."""

@@ -114,6 +114,21 @@ def test_saved_tokenizer_encodes_alike(tokenizer: Tokenizer, tiny_texts: list[st
         np.testing.assert_array_equal(mine.type_ids, other.type_ids)
 
 
+def test_saved_tokenizer_keeps_its_side_and_its_types(tmp_path: Path) -> None:
+    given = build_tokenizer()
+    given.truncation_side, given.model_input_names = "left", ["input_ids", "attention_mask"]
+    texts, pairs = [" ".join(WORDS[:30])], ["fip gos"]
+    (expected,) = Tokenizer.from_transformers(given, 12).encode(texts, pairs)
+    Tokenizer.from_transformers(given, 12).save(tmp_path)
+    (found,) = Tokenizer.load(tmp_path).encode(texts, pairs)
+    assert (
+        found.ids.tolist()
+        == expected.ids.tolist()
+        == given(texts[0], pairs[0], truncation=True, max_length=12)["input_ids"]
+    )
+    assert found.type_ids.tolist() == [0] * 12
+
+
 def test_damaged_tokenizer_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
