@@ -32,12 +32,14 @@ browser:
 # All that tests and smoke runs need; pip writes to the environment once at a time.
 install: $(VENV)/.dev $(VENV)/.bench
 
+# Of one thread each: side by side, threads that wait for work would take it from each other.
 bench-smoke: smoke-cost smoke-cpu
 
 smoke-cost: $(VENV)/.bench
-	$(BIN)/python bench/bench_cost.py --smoke
+	OMP_NUM_THREADS=1 $(BIN)/python bench/bench_cost.py --smoke
 
 # The second one finds in the store what the first one measured.
+smoke-cpu: export OMP_NUM_THREADS = 1
 smoke-cpu: $(VENV)/.bench
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
 		$(BIN)/python bench/bench_cpu.py --smoke --cache-dir "$$store" && \

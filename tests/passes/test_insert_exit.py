@@ -140,6 +140,10 @@ def test_outputs_are_ordered_by_number_beyond_9() -> None:
     assert list(gm.graph.output_node().args[0]) == names
 
 
+def test_pass_says_that_it_changed_the_graph(bert_graph: GraphModule) -> None:
+    assert InsertExit(1, build_head(1))(bert_graph) is True
+
+
 def test_two_exits_may_share_a_head(bert_graph: GraphModule, tiny_bert: PreTrainedModel) -> None:
     head = build_head(0)
     run_passes(bert_graph, [InsertExit(1, head), InsertExit(2, head)])

@@ -75,6 +75,15 @@ def test_norms_and_the_sums_that_they_read_are_in_fp32() -> None:
     assert {value.dtype for value in values} == {torch.float32}
 
 
+def test_activations_between_products_stay_in_the_low_precision() -> None:
+    graph = run_passes(first_segment("bert"), [LowerPrecision(torch.float16)])
+    activations = [
+        node for node in graph.graph.nodes if node.target is aten.gelu.default and ".layer." in str(node.meta)
+    ]
+    values = run_recorded(graph, activations, inputs("bert"))
+    assert [value.dtype for value in values] == [torch.float16] * 2
+
+
 @pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert", "deberta"])
 def test_spelled_out_attention_answers_the_same(family: str) -> None:
     graph = first_segment(family)

@@ -70,6 +70,7 @@ def job(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     name, precision = request.param
     with pytest.MonkeyPatch.context() as patch, torch.compiler.set_stance("force_eager"):
         put_on_paper(patch)
+        patch.setattr("mpcompile.cost.grid_bench.NUM_LAYERS", 2)
         patch.setattr("mpcompile.cost.profiles.QUICK", GRID)
         patch.setattr("mpcompile.cost.profiles.FULL", GRID)
         yield name, precision
