@@ -32,14 +32,15 @@ browser:
 # All that tests and smoke runs need; pip writes to the environment once at a time.
 install: $(VENV)/.dev $(VENV)/.bench
 
-# Of one thread each: side by side, threads that wait for work would take it from each other.
 bench-smoke: smoke-cost smoke-cpu
 
+# Side by side, threads that wait for work would take it from each other.
+smoke-cost smoke-cpu: export OMP_NUM_THREADS = 1
+
 smoke-cost: $(VENV)/.bench
-	OMP_NUM_THREADS=1 $(BIN)/python bench/bench_cost.py --smoke
+	$(BIN)/python bench/bench_cost.py --smoke
 
 # The second one finds in the store what the first one measured.
-smoke-cpu: export OMP_NUM_THREADS = 1
 smoke-cpu: $(VENV)/.bench
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
 		$(BIN)/python bench/bench_cpu.py --smoke --cache-dir "$$store" && \

@@ -117,7 +117,7 @@ def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:
     """The same run on the demo encoder with an untrained classifier and a hundred docstrings."""
     return {
         "model": str(folder / "model"), "train": str(folder / "train.csv"), "test": str(folder / "test.csv"),
-        "out": folder, "name": "smoke", "batch_size": [4], "max_texts": 64, "accuracy_texts": 16, "requests": 4,
+        "out": folder, "name": "smoke", "batch_size": [1, 8], "max_texts": 64, "accuracy_texts": 16, "requests": 4,
         "batches": 1, "runs": 1, "cache_dir": cache_dir, "target_speedup": 2.0, "precision": "f32",
     }  # fmt: skip
 

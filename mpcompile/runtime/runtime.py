@@ -158,8 +158,11 @@ class Runtime:
 
     def _count_nan(self, logits: np.ndarray) -> None:
         """Counts answers with NaN in them, and says once that there are some."""
-        num_nan = int(np.isnan(logits).any(axis=1).sum())
-        if num_nan and not self.num_nan:
+        is_nan = np.isnan(logits)
+        if not is_nan.any():
+            return
+        num_nan = int(is_nan.any(axis=1).sum())
+        if not self.num_nan:
             precisions = ", ".join(sorted({segment.precision for segment in self.segments}))
             logger.warning(
                 "%d of %d answers are NaN, which is no answer: the engines (%s) overflow on these texts, or the model "

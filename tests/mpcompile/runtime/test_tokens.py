@@ -121,11 +121,8 @@ def test_saved_tokenizer_keeps_its_side_and_its_types(tmp_path: Path) -> None:
     (expected,) = Tokenizer.from_transformers(given, 12).encode(texts, pairs)
     Tokenizer.from_transformers(given, 12).save(tmp_path)
     (found,) = Tokenizer.load(tmp_path).encode(texts, pairs)
-    assert (
-        found.ids.tolist()
-        == expected.ids.tolist()
-        == given(texts[0], pairs[0], truncation=True, max_length=12)["input_ids"]
-    )
+    theirs = given(texts[0], pairs[0], truncation=True, max_length=12)
+    assert found.ids.tolist() == expected.ids.tolist() == theirs["input_ids"]
     assert found.type_ids.tolist() == [0] * 12
 
 
