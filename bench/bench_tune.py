@@ -79,7 +79,7 @@ def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:
     )
     return {
         "artifact": optimized.save(folder / "artifact"), "texts": train, "test": str(folder / "test.csv"),
-        "batch_size": [4], "budget_s": 5.0, "cache_dir": cache_dir, "out": folder,
+        "batch_size": [4], "budget_s": 1.0, "cache_dir": cache_dir, "out": folder,
     }  # fmt: skip
 
 
