@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def check_target_file(target: Path) -> None:
 def _replacing(target: Path) -> Iterator[TextIO]:
     """A file beside `target` that takes its place when the block ends without an error."""
     check_target_file(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".writing-{secrets.token_hex(8)}")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             yield file

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mpcompile.compile.build import Blueprint, build_plans
 from mpcompile.compile.choose.points import Chosen
-from mpcompile.compile.choose.precision import Expected, Offer, pick_offer
+from mpcompile.compile.choose.precision import Offer, pick_offer
 from mpcompile.compile.job import Job, Model
-from mpcompile.compile.settings import Settings
 from mpcompile.contract.backend import Target
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.profile import OptimizationProfile, Range
@@ -53,12 +52,11 @@ def build_chains(job: Job, model: Model, offer: Offer, length: int) -> list[Buil
     return [_build(job, model, offer.target, chosen, length) for chosen in offer.chains]
 
 
-def keep_best(built: Sequence[Built], fronts: Sequence[Front], settings: Settings) -> tuple[Built, Front]:
+def keep_best(
+    built: Sequence[Built], fronts: Sequence[Front], target_speedup: float, max_drop: float | None
+) -> tuple[Built, Front]:
     """The chain whose measured front has the best point, see `pick_offer`, and its front."""
-    if len(built) == 1:
-        return built[0], fronts[0]
-    offers = [[Expected(row.speedup, row.drop or 0.0) for row in front] for front in fronts]
-    best = pick_offer(offers, settings.target_speedup, settings.max_drop)
+    best = pick_offer(fronts, target_speedup, max_drop)
     return built[best], fronts[best]
 
 

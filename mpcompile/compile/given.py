@@ -105,6 +105,25 @@ def ask_about_texts(
     return job, model, parts, ask_original(job, model, target, on_test, "test texts")
 
 
+def ask_more(job: Job, model: Model, target: Target, parts: Texts, needed: int) -> Texts:
+    """Adds spare texts to those for the certificate, as many as it needs or as there are.
+
+    Args:
+        job: settings, store and progress.
+        model: the original.
+        target: for the engine that answers for it.
+        parts: the texts.
+        needed: texts for the certificate, decided without looking at them.
+    """
+    missing = needed - len(parts.certifying.encoded)
+    if missing <= 0 or parts.spare is None:
+        return parts
+    spare = parts.spare.take(range(min(missing, len(parts.spare))))
+    more = encode_examples(job.require_tokenizer("texts"), model, spare, "texts")
+    more = ask_original(job, model, target, more, "more held-out texts")
+    return dataclasses.replace(parts, certifying=parts.certifying.join(more))
+
+
 def _ask(job: Job, model: Model, target: Target, parts: Texts) -> Texts:
     choosing = ask_original(job, model, target, parts.choosing, "choosing")
     certifying = ask_original(job, model, target, parts.certifying, "held-out texts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,23 +10,25 @@ import numpy as np
 
 from mpcompile.compile.adapt.finetune import Adapted, finetune
 from mpcompile.compile.certify.check import check_point
-from mpcompile.compile.certify.front import certify_front
+from mpcompile.compile.certify.front import count_needed
+from mpcompile.compile.certify.point_answers import PointAnswers
 from mpcompile.compile.chains import build_chains, keep_best
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.points import choose_without_texts
 from mpcompile.compile.choose.precision import Offer, check_precision, choose_precision
-from mpcompile.compile.given import ask_about_texts, read_given
+from mpcompile.compile.given import ask_about_texts, ask_more, read_given
 from mpcompile.compile.job import Job, Model, open_job
 from mpcompile.compile.measure.front import Baseline, Pace, TimedChain, measure_fronts, measure_pace
 from mpcompile.compile.measure.workload import Traffic
 from mpcompile.compile.original import open_original
-from mpcompile.compile.outcome import Outcome, settle, write_report
+from mpcompile.compile.outcome import Timed, settle, write_report
 from mpcompile.compile.pack import pack_model
-from mpcompile.compile.reference import build_unpruned, unpruned_point
+from mpcompile.compile.reference import build_unpruned, group_by_length, unpruned_point
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Label
 from mpcompile.compile.texts.parts import Texts
 from mpcompile.contract.backend import Target
+from mpcompile.contract.front import pick
 from mpcompile.contract.options import takes
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.model import OptimizedModel
@@ -62,7 +63,8 @@ def optimize(
         model: a transformers sequence classifier or encoder, a path to one (a folder of sentence-transformers, too) or
             a hub id; left as it is.
         target_speedup: measured time of `model` as passed in over time of the result, on this machine and
-            workload; 1 to 100. The point that loses least among those that reach it is taken.
+            workload; 1 to 100. The point that loses least among those that reach it is taken; where all of them lose
+            more than is allowed, see `max_drop`, the fastest one that does not, and the report warns.
         tokenizer: found beside the model when it is a path or id.
         texts: unlabelled or labelled texts of the domain: strings, pairs, a datasets.Dataset, or a path to csv,
             jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown.
@@ -75,7 +77,8 @@ def optimize(
         SettingError: when an option has a value that is not allowed.
         CaptureError: when the model is not an encoder that is understood.
         DataError: when texts or labels are malformed, or too few for `max_drop` and `confidence`.
-        TargetUnreachable: when no point reaches the target within `max_drop`.
+        TargetUnreachable: when no point is certified to lose at most `max_drop`, or when the target is not reached
+            and `require_target` is set.
         StudyError: when the study in `storage` is of another model or other texts, or out of reach.
         BackendError: when the backend is missing or cannot build an engine.
     """
@@ -98,13 +101,18 @@ def optimize(
             offer = _choose_without_texts(job, whole, target, traffic.length)
         else:
             offer, notes = choose_precision(job, whole, target, adapted, traffic, pace)
-        outcome = _build_and_measure(job, adapted.model, offer, traffic, pace)
+        timed = _build_and_measure(job, adapted.model, offer, traffic, pace)
+        runtime, points = timed.built.runtime, [row.point for row in timed.front]
         if parts is not None and settings.max_drop is not None:
-            runtime, front, chosen = outcome.built.runtime, outcome.front, outcome.choice.index
-            outcome = dataclasses.replace(outcome, front=certify_front(job, runtime, front, chosen, parts.certifying))
-        checked = check_point(job, outcome.built.runtime, outcome.point.point, parts, on_test)
+            wanted = pick(timed.front, settings.target_speedup, settings.max_drop)
+            needed = count_needed(settings, timed.built.chosen.candidates[wanted], parts.choosing)
+            parts = ask_more(job, whole, target, parts, needed)
+        held_out = None if parts is None else PointAnswers(job, runtime, points, parts.certifying)
+        outcome = settle(job, timed, held_out)
+        asked = None if on_test is None else PointAnswers(job, runtime, points, on_test, "test texts")
+        checked = check_point(outcome.choice.index, settings.confidence, held_out, asked)
         report = write_report(job, adapted.model, outcome, checked, traffic, parts).with_notes(*notes)
-        return pack_model(job, adapted.model, outcome.built, report)
+        return pack_model(job, adapted.model, timed.built, report)
 
 
 def _describe_traffic(settings: Settings, model: Model, parts: Texts | None) -> Traffic:
@@ -122,19 +130,22 @@ def _choose_without_texts(job: Job, model: Model, target: Target, length: int) -
     return Offer(target, unpruned, 1.0, (choose_without_texts(job, model, target, cost, length),))
 
 
-def _build_and_measure(job: Job, model: Model, offer: Offer, traffic: Traffic, pace: Pace) -> Outcome:
-    """Builds the chains of an offer, times their fronts, and settles on a point of the better one."""
+def _build_and_measure(job: Job, model: Model, offer: Offer, traffic: Traffic, pace: Pace) -> Timed:
+    """Builds the chains of an offer, times their fronts, and keeps the better one."""
     settings, first = job.settings, offer.chains[0]
     # Texts are drawn evenly along where they leave at the middle of the front.
     rank = None if traffic.part is None else first.candidates[len(first.candidates) // 2].exit_layer
     point, names = unpruned_point(model, offer.target.precision), model.captured.input_names
     workload = traffic.draw(pace.num_batches, rank)
-    baseline = Baseline(job.original, pace.num_threads, offer.unpruned, point, workload, names)
+    grouped = None
+    if settings.batch_size > 1:
+        grouped = group_by_length(offer.unpruned, first.cost, model.captured.num_labels, traffic.length)
+    baseline = Baseline(job.original, pace.num_threads, offer.unpruned, point, workload, names, grouped)
     chains = build_chains(job, model, offer, traffic.length)
-    timed = [TimedChain(built.runtime, built.chosen) for built in chains]
-    built, front = keep_best(chains, measure_fronts(job.progress, baseline, timed, traffic.part), settings)
-    outcome = settle(job.progress, built, baseline, front, settings)
-    if first.prune_layers and not built.chosen.prune_layers:
-        note = "pruning was tried and left out: without it the engines measured better"
-        return dataclasses.replace(outcome, notes=(note,))
-    return outcome
+    fronts = measure_fronts(
+        job.progress, baseline, [TimedChain(built.runtime, built.chosen) for built in chains], traffic.part
+    )
+    max_drop = None if traffic.part is None else traffic.part.allowed_drop(settings)
+    built, front = keep_best(chains, fronts.fronts, settings.target_speedup, max_drop)
+    notes = ("pruning was tried and left out: without it the engines measured better",)
+    return Timed(built, baseline, front, fronts, notes if first.prune_layers and not built.chosen.prune_layers else ())

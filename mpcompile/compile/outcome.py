@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,17 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from mpcompile.compile.certify.check import Checked
+from mpcompile.compile.certify.front import certify_front, confirm_front
+from mpcompile.compile.certify.point_answers import PointAnswers
 from mpcompile.compile.chains import Built, Front
 from mpcompile.compile.job import Job, Model
-from mpcompile.compile.measure.front import Baseline, measure_chosen
+from mpcompile.compile.measure.front import Baseline, MeasuredFronts, measure_pruning
 from mpcompile.compile.measure.samples import trace_samples
 from mpcompile.compile.measure.workload import Traffic
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.parts import Texts
 from mpcompile.contract.backend import Target
-from mpcompile.contract.front import Choice, MeasuredPoint, choose_point
-from mpcompile.cost.timing import Timing
-from mpcompile.progress import StageProgress
+from mpcompile.contract.front import Choice, MeasuredPoint, choose_point, describe_front
+from mpcompile.errors import TargetUnreachable
 from mpcompile.report.pyramid import count_pyramid
 from mpcompile.report.records import SampleText
 from mpcompile.report.report import Report, split_gain
@@ -34,24 +33,39 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The engines that are returned, and what was measured of them.
+class Timed:
+    """A chain of engines, and how long it and others take.
 
     Attributes:
         built: the chain of engines.
         baseline: the systems that the engines were timed against.
         front: measured points.
-        choice: the point that is returned.
-        timings: timings of the original, the unpruned engine, the exits alone and the point.
+        fronts: the run that timed them, with the baseline.
         notes: notes for the report on how the chain was chosen.
     """
 
     built: Built
     baseline: Baseline
     front: Front
-    choice: Choice
-    timings: Mapping[str, Timing]
+    fronts: MeasuredFronts
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The engines that are returned, and the point that they are returned at.
+
+    Attributes:
+        timed: the engines and their times.
+        front: measured points; with `max_drop` it says which are certified.
+        choice: the point that is returned.
+        pruning_gain: see `measure_pruning`.
+    """
+
+    timed: Timed
+    front: Front
+    choice: Choice
+    pruning_gain: float
 
     @property
     def point(self) -> MeasuredPoint:
@@ -59,16 +73,29 @@ class Outcome:
         return self.front[self.choice.index]
 
 
-def settle(progress: StageProgress, built: Built, baseline: Baseline, front: Front, settings: Settings) -> Outcome:
-    """Picks a point and times it afresh; a point that misses the target then gives way to the next faster one."""
-    while True:
-        choice = choose_point(front, settings.target_speedup, settings.max_drop)
-        timings = measure_chosen(progress, baseline, built.runtime, front[choice.index].point)
-        speedup = timings["original"].median_s / timings["chosen"].median_s
-        row = dataclasses.replace(front[choice.index], measured_s=timings["chosen"].median_s, speedup=speedup)
-        front = (*front[: choice.index], row, *front[choice.index + 1 :])
-        if choice.warning or speedup >= settings.target_speedup:
-            return Outcome(built, baseline, front, choice, timings)
+def settle(job: Job, timed: Timed, answers: PointAnswers | None) -> Outcome:
+    """Picks a point.
+
+    Args:
+        job: settings and progress.
+        timed: the engines, and the front that is picked from.
+        answers: to held-out texts, None without texts: what a point costs is unknown then.
+
+    Raises:
+        TargetUnreachable: when no point is certified to keep within `max_drop`, or when the target is not reached and
+            `require_target` is set.
+    """
+    settings, front = job.settings, timed.front
+    if answers is None:
+        choice = choose_point(front, settings.target_speedup)
+    elif settings.max_drop is not None:
+        front, choice = certify_front(settings, front, answers)
+    else:
+        choice = confirm_front(settings, front, answers.part.allowed_drop(settings), answers)
+    if settings.require_target and choice.warning is not None:
+        raise TargetUnreachable(f"{choice.warning}. The front:\n{describe_front(front)}", front)
+    runtime, point = timed.built.runtime, front[choice.index].point
+    return Outcome(timed, front, choice, measure_pruning(job.progress, timed.baseline, runtime, point))
 
 
 def write_report(
@@ -84,19 +111,20 @@ def write_report(
         traffic: what was timed.
         parts: the user's texts, None without any.
     """
-    seconds = {name: timing.median_s for name, timing in outcome.timings.items()}
+    timed, times = outcome.timed, outcome.timed.fronts
+    original_s, unpruned_s = times.original.median_s, times.unpruned.median_s
     lengths = np.array([traffic.length]) if parts is None else parts.choosing.lengths
     settings, point = job.settings, outcome.point
-    exit_layer = next(c.exit_layer for c in outcome.built.chosen.candidates if c.point == point.point)
+    exit_layer = next(c.exit_layer for c in timed.built.chosen.candidates if c.point == point.point)
     return Report(
         target_speedup=settings.target_speedup,
-        measured_speedup=seconds["original"] / seconds["chosen"],
-        speedup_over_unpruned=seconds["unpruned"] / seconds["chosen"],
+        measured_speedup=point.speedup,
+        speedup_over_unpruned=unpruned_s / point.measured_s,
         flops_ratio=point.flops_ratio,
-        original_s=seconds["original"],
-        unpruned_s=seconds["unpruned"],
-        measured_s=seconds["chosen"],
-        gains=split_gain(*(seconds[name] for name in ("original", "unpruned", "exits", "chosen"))),
+        original_s=original_s,
+        unpruned_s=unpruned_s,
+        measured_s=point.measured_s,
+        gains=split_gain(point.point, model.num_layers, _seconds(outcome)),
         accuracy=checked.accuracy,
         original_accuracy=checked.original_accuracy,
         agreement=checked.agreement,
@@ -107,13 +135,14 @@ def write_report(
         operating_points=outcome.front,
         workload={
             "batch_size": settings.batch_size,
-            "num_batches": len(outcome.baseline.workload.batches),
+            "num_batches": len(timed.baseline.workload.batches),
             "mean_length": float(lengths.mean()),
             "max_length": int(lengths.max()),
-            "original_threads": outcome.baseline.num_threads,
+            "original_threads": timed.baseline.num_threads,
         },
-        machine=describe_machine(outcome.built.target),
+        machine=describe_machine(timed.built.target),
         notes=_list_notes(settings, model, outcome, parts),
+        warnings=_list_warnings(outcome, checked),
         similarity=checked.similarity,
         max_drop=settings.max_drop,
         held_out=0 if parts is None else len(parts.certifying.encoded),
@@ -123,18 +152,32 @@ def write_report(
     )
 
 
+def _seconds(outcome: Outcome) -> dict[str, float]:
+    """What `split_gain` reads."""
+    times, chosen_s = outcome.timed.fronts, outcome.point.measured_s
+    seconds = {"original": times.original.median_s, "unpruned": times.unpruned.median_s}
+    if times.grouped is not None:
+        seconds["grouped"] = times.grouped.median_s
+    return {**seconds, "exits": chosen_s * outcome.pruning_gain, "chosen": chosen_s}
+
+
 def _list_notes(settings: Settings, model: Model, outcome: Outcome, parts: Texts | None) -> tuple[str, ...]:
     notes = []
-    if outcome.choice.warning:
-        logger.warning(outcome.choice.warning)
-        notes.append(outcome.choice.warning)
     if parts is None:
         notes.append("no texts were given: no exits were trained, and what pruning costs in accuracy is unknown")
     elif parts.num_given > settings.max_texts:
         notes.append(f"{settings.max_texts} of {parts.num_given} texts were drawn (max_texts)")
     if not model.task.has_exits:
         notes.append(model.task.explain_no_exits())
-    return (*notes, *_busy_notes(), *outcome.notes)
+    return (*notes, *_busy_notes(), *outcome.timed.notes)
+
+
+def _list_warnings(outcome: Outcome, checked: Checked) -> tuple[str, ...]:
+    """What nobody should overlook: losses that texts show beyond doubt, and why the point is not what was asked for."""
+    warnings = checked.warnings if outcome.choice.warning is None else (*checked.warnings, outcome.choice.warning)
+    for warning in warnings:
+        logger.warning(warning)
+    return warnings
 
 
 def _describe_model(job: Job, model: Model) -> dict[str, str | int]:
@@ -153,7 +196,9 @@ def _trace(job: Job, model: Model, outcome: Outcome, parts: Texts | None) -> tup
     if parts is None or not job.settings.show_texts:
         return ()
     with job.progress.stage("trace sample texts"):
-        return trace_samples(outcome.built.runtime, outcome.point.point, parts.certifying, model.captured.id2label)
+        return trace_samples(
+            outcome.timed.built.runtime, outcome.point.point, parts.certifying, model.captured.id2label
+        )
 
 
 def describe_machine(target: Target) -> dict[str, str]:

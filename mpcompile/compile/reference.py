@@ -14,6 +14,7 @@ from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import default_profile
+from mpcompile.cost.model import CostModel
 from mpcompile.graph.segments import partition
 from mpcompile.runtime.runner import make_runtime
 from mpcompile.runtime.runtime import Runtime
@@ -39,6 +40,19 @@ def build_unpruned(job: Job, model: Model, target: Target) -> Runtime:
     plans = build_plans(target, blueprint, job.store)
     never = [np.inf]  # the baseline is what people run today: one call for the batch as it came
     return make_runtime(target, segments, plans, model.captured.num_labels, never)
+
+
+def group_by_length(unpruned: Runtime, cost: CostModel, num_labels: int, length: int) -> Runtime:
+    """The same engine, with batches split by length where padding costs more than another call.
+
+    Args:
+        unpruned: one engine.
+        cost: calibrated on the model.
+        num_labels: C.
+        length: tokens that are typical.
+    """
+    split_tokens = cost.split_tokens((unpruned.segments[-1].exit_layer,), length)
+    return Runtime(unpruned.segments, unpruned.engines, num_labels, split_tokens)
 
 
 def ask_original(job: Job, model: Model, target: Target, part: TextPart, name: str) -> TextPart:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.errors import SettingError, TargetUnreachable
+from mpcompile.errors import SettingError
 
 MAX_TARGET = 100.0
 """Highest target speedup that is taken seriously."""
+MAX_NOISE = 0.05
+"""What a speedup may miss a target by at most and still reach it, however noisy the machine was."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class MeasuredPoint:
         mean_exit_layer: encoder layers that a text runs, on average.
         certified: whether texts that nothing was chosen on show that it loses at most the `max_drop` asked for; None
             where none was.
+        noise: how far `speedup` is known, as a share of it, see `cost.timing.measure_noise`.
     """
 
     point: OperatingPoint
@@ -42,6 +46,11 @@ class MeasuredPoint:
     flops_ratio: float
     mean_exit_layer: float
     certified: bool | None = None
+    noise: float = 0.0
+
+    def reaches(self, target_speedup: float) -> bool:
+        """Whether it is that fast, or misses it by less than the noise of its measurement."""
+        return self.speedup * (1.0 + min(self.noise, MAX_NOISE)) >= target_speedup
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -74,38 +83,74 @@ class Choice:
     warning: str | None = None
 
 
+class Ranked(Protocol):
+    """What is known of a point when one is picked."""
+
+    @property
+    def drop(self) -> float | None:
+        """Loss, None where it is unknown."""
+
+    @property
+    def speedup(self) -> float:
+        """Times the original."""
+
+    def reaches(self, target_speedup: float) -> bool:
+        """Whether it is fast enough."""
+
+
+def pick(points: Sequence[Ranked], target_speedup: float, max_drop: float | None) -> int:
+    """Index of the point that loses least among those that reach the target and lose at most `max_drop`.
+
+    Where none does both, the fastest of those that lose no more; where all lose more, the one that loses least.
+    An unknown loss is within any bound, and of such points the slowest prunes least.
+
+    Args:
+        points: any order.
+        target_speedup: times the original.
+        max_drop: loss that is allowed, None for any.
+    """
+    within = [i for i, p in enumerate(points) if max_drop is None or p.drop is None or p.drop <= max_drop]
+    reaching = [i for i in within if points[i].reaches(target_speedup)]
+    if reaching:
+        return min(reaching, key=lambda i: (points[i].drop or 0.0, points[i].speedup))
+    if within:
+        return max(within, key=lambda i: points[i].speedup)
+    return min(range(len(points)), key=lambda i: (points[i].drop, -points[i].speedup))
+
+
 def choose_point(front: Sequence[MeasuredPoint], target_speedup: float, max_drop: float | None = None) -> Choice:
-    """The point that loses least among those that meet the target.
+    """The point that `pick` takes, with a warning where it is not what was asked for.
 
     Args:
         front: measured points, any order.
         target_speedup: times the original.
-        max_drop: points that lose more are left out.
-
-    Raises:
-        TargetUnreachable: when `max_drop` is given and no point meets both.
+        max_drop: loss that is allowed, None for any.
     """
-    allowed = [
-        i for i, point in enumerate(front) if max_drop is None or (point.drop is not None and point.drop <= max_drop)
-    ]
-    meeting = [i for i in allowed if front[i].speedup >= target_speedup]
-    if meeting:
-        # Without texts nothing is known to be lost, and the slowest point prunes least.
-        return Choice(min(meeting, key=lambda i: (front[i].drop or 0.0, front[i].speedup)))
-    lines = describe_front(front)
-    if max_drop is not None:
-        best = max((front[i].speedup for i in allowed), default=None)
-        reach = "no point stays within it" if best is None else f"the fastest within it is {best:.2f}x"
-        raise TargetUnreachable(
-            f"target_speedup={target_speedup:g} with max_drop={max_drop:g}: {reach}; ask for less speed, allow a "
-            f"larger drop or give more texts. The front:\n{lines}",
-            tuple(front),
+    index = pick(front, target_speedup, max_drop)
+    taken = front[index]
+    if max_drop is not None and taken.drop is not None and taken.drop > max_drop:
+        return Choice(
+            index,
+            f"every operating point loses more than the {100 * max_drop:g} points that are allowed; the one that loses "
+            f"least was taken: {taken.describe()}",
         )
-    fastest = max(range(len(front)), key=lambda i: front[i].speedup)
-    return Choice(
-        fastest,
-        f"target_speedup={target_speedup:g} is not reached: the fastest point is {front[fastest].speedup:.2f}x; "
-        f"it was taken. The front:\n{lines}",
+    if taken.reaches(target_speedup):
+        return Choice(index)
+    within = "" if max_drop is None else f" of those that lose at most {100 * max_drop:g} points"
+    said = f"target_speedup={target_speedup:g} is not reached: the fastest point{within} was taken: {taken.describe()}"
+    return Choice(index, f"{said}. {_describe_reach(front, target_speedup)}")
+
+
+def _describe_reach(front: Sequence[MeasuredPoint], target_speedup: float) -> str:
+    """What the target would cost, and how to ask for it."""
+    reaching = [point for point in front if point.reaches(target_speedup) and point.drop is not None]
+    if not reaching:
+        return f"The fastest of all points is {max(point.speedup for point in front):.2f}x"
+    drop = min(point.drop for point in reaching if point.drop is not None)
+    allowed = min(math.ceil(120 * max(drop, 0.005)) / 100, 1.0)  # a fifth more, for what other texts show
+    return (
+        f"{target_speedup:g}x loses about {100 * drop:.1f} points on the texts that points were chosen on: ask for it "
+        f"with max_drop={allowed:g} (--max-drop {allowed:g})"
     )
 
 

@@ -73,6 +73,17 @@ class OperatingPoint:
             return math.inf
         return dict(zip(self.exit_layers, self.exit_thresholds, strict=False)).get(exit_layer, 0.0)
 
+    @property
+    def ran_ratios(self) -> tuple[float, ...]:
+        """Keep ratios of the layers that run before the last exit."""
+        pairs = zip(self.prune_layers, self.keep_ratios, strict=True)
+        return tuple(ratio for layer, ratio in pairs if layer < self.exit_layers[-1])
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any token is dropped before the last exit."""
+        return any(ratio < 1.0 for ratio in self.ran_ratios)
+
     def keep_ratio_at(self, layer: int) -> float:
         """Share of tokens that a layer keeps, 1 where it does not prune."""
         return dict(zip(self.prune_layers, self.keep_ratios, strict=True)).get(layer, 1.0)

@@ -42,7 +42,8 @@ class Option:
         check: refuses values.
         convert: makes the value that is kept of the one that is given.
         parse: reads the word on the command line; None takes the field's type.
-        flag: on the command line, where it is not `--name`; a boolean needs one that turns it off. "" for none.
+        flag: on the command line, where it is not `--name`; a boolean needs one that turns its default over. ""
+            for none.
         flag_help: what the flag of a boolean does.
     """
 
@@ -186,7 +187,8 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type[Options]) -> N
         flag = spec.flag or "--" + field.name.replace("_", "-")
         text = spec.help.replace("%", "%%")
         if hints[field.name] is bool:
-            parser.add_argument(flag, dest=field.name, action="store_false", help=spec.flag_help)
+            action = "store_false" if field.default else "store_true"
+            parser.add_argument(flag, dest=field.name, action=action, help=spec.flag_help)
             continue
         required = field.default is dataclasses.MISSING
         default = None if required else field.default

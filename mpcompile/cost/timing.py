@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PAUSE_S = 0.02
+"""Seconds before each run: OpenMP threads of torch spin on for some milliseconds after a call, on cores that whoever
+comes next wants."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -16,14 +20,30 @@ class Timing:
     Attributes:
         median_s: median over the runs of the mean over their calls: what throughput follows from.
         p10_s, p50_s, p90_s: percentiles over single calls, which differ in length and in where they exit.
-        runs: how many runs there were.
+        run_s: mean over the calls of each run.
     """
 
     median_s: float
     p10_s: float
     p50_s: float
     p90_s: float
-    runs: int
+    run_s: tuple[float, ...] = ()
+
+    @property
+    def runs(self) -> int:
+        """How many runs there were."""
+        return len(self.run_s)
+
+
+def measure_noise(slower: Timing, faster: Timing) -> float:
+    """How far the ratio of two interleaved timings is known, as a share of it.
+
+    Half the distance between the quartiles of the ratios of their runs, pair by pair, over their median: what slows
+    the machine down for a while slows both of a pair.
+    """
+    ratios = np.array(slower.run_s) / np.array(faster.run_s)
+    low, median, high = np.percentile(ratios, (25, 50, 75))
+    return float((high - low) / 2 / median)
 
 
 def measure_interleaved(
@@ -35,7 +55,7 @@ def measure_interleaved(
 ) -> dict[str, Timing]:
     """Times systems against each other on a machine that others use too.
 
-    A run of a system is all its calls in a row, so that its caches are as warm as in service. Run `i` of
+    A run of a system is all its calls in a row after a pause, so that its caches are as warm as in service. Run `i` of
     every system comes before run `i + 1` of any, so that what slows the machine down for a while slows
     all of them; ratios of medians are what to read.
 
@@ -53,6 +73,7 @@ def measure_interleaved(
     taken: dict[str, list[list[float]]] = {name: [] for name in systems}
     for run in range(runs):
         for name, calls in systems.items():
+            time.sleep(PAUSE_S)
             taken[name].append([_time(call, clock) for call in calls])
         on_run((run + 1) / runs)
     return {name: _summarise(np.array(seconds)) for name, seconds in taken.items()}
@@ -67,4 +88,5 @@ def _time(call: Callable[[], object], clock: Callable[[], float]) -> float:
 def _summarise(seconds: np.ndarray) -> Timing:
     """Summarises seconds (runs, calls)."""
     p10, p50, p90 = np.percentile(seconds, (10, 50, 90))
-    return Timing(float(np.median(seconds.mean(1))), float(p10), float(p50), float(p90), len(seconds))
+    run_s = seconds.mean(1)
+    return Timing(float(np.median(run_s)), float(p10), float(p50), float(p90), tuple(run_s.tolist()))

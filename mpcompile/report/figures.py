@@ -1,6 +1,6 @@
 """Plotly figures of a report. Imports plotly; colours of text and grid come from the page (see `style`).
 
-Every label is written beside what it labels, so that nothing has to be read off a legend; hover texts hold the rest.
+Every label stands beside what it labels, so that nothing is read off a legend; hover texts hold the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from mpcompile.contract.front import MeasuredPoint
-from mpcompile.report.report import Report
+from mpcompile.report.report import GAINS, Report
 
 BLUE, PALE, ORANGE, GREY = "#2b7bba", "rgba(43, 123, 186, 0.36)", "#d9772b", "#8a929a"
 """Blue and orange differ for every kind of colour vision; all have 3:1 contrast on a white and on a dark page."""
@@ -22,11 +22,6 @@ LOG_FROM = 4.0
 TICKS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 7), (1, 1.2, 1.4, 1.6, 2, 2.5, 3, 4, 5, 6, 8))
 """Where a decade may have ticks; the first that gives an axis four of them is taken."""
 ROW_PX = 30
-STEPS = {
-    "engine": "the unpruned model as one compiled engine",
-    "exits": "easy texts leave early",
-    "pruning": "tokens are dropped between layers",
-}
 
 
 def draw_waterfall(report: Report) -> go.Figure:
@@ -40,7 +35,7 @@ def draw_waterfall(report: Report) -> go.Figure:
         figure.add_bar(
             base=[low], x=[high - low], y=[name], orientation="h", width=0.62,
             marker={"color": BLUE if gain >= 1.0 else ORANGE, "line": {"width": 0}},
-            hovertemplate=f"<b>{name}</b>: {STEPS.get(name, name)}<br>{before:.2f} ms to {after:.2f} ms, "
+            hovertemplate=f"<b>{name}</b>: {GAINS.get(name, name)}<br>{before:.2f} ms to {after:.2f} ms, "
             f"{_factor(gain)}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(

@@ -197,10 +197,12 @@ def _quality_tile(report: Report) -> tuple[str, str, str]:
 
 
 def _render_notes(report: Report) -> str:
-    if not report.notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
-    return f'<aside class="notes"><ul>{items}</ul></aside>'
+    """Warnings, then notes."""
+    return "".join(
+        f'<aside class="{name}"><ul>{"".join(f"<li>{escape(said)}</li>" for said in lines)}</ul></aside>'
+        for name, lines in (("warnings", report.warnings), ("notes", report.notes))
+        if lines
+    )
 
 
 def _render_front_table(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +15,38 @@ from mpcompile.contract.task import Task
 from mpcompile.report.records import PyramidLayer, SampleText
 from mpcompile.report.tables import render
 
+GAINS = {
+    "engine": "the unpruned model as one compiled engine",
+    "grouping": "batches are split by length, so that less is padded",
+    "exits": "easy texts leave early",
+    "pruning": "tokens are dropped between layers",
+}
+"""What brings speed, in the order in which `split_gain` counts it."""
 
-def split_gain(original_s: float, unpruned_s: float, exits_s: float, chosen_s: float) -> dict[str, float]:
-    """Factors that multiply to the measured speedup, by what brings them: engine, exits, pruning.
+
+def split_gain(point: OperatingPoint, num_layers: int, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Factors that multiply to the measured speedup, by what brings them: engine, grouping, exits, pruning.
+
+    What does not apply is left out: grouping at batches of one, exits where all texts run to the last layer, pruning
+    where every token is kept.
 
     Args:
-        original_s: seconds of the original as passed in.
-        unpruned_s: seconds of the unpruned model through the backend.
-        exits_s: seconds of the chosen point with every token kept.
-        chosen_s: seconds of the chosen point.
+        point: the chosen point.
+        num_layers: of the encoder.
+        seconds: of the original as passed in; the unpruned model through the backend, a call per batch; maybe grouped,
+            the same with batches split by length; exits, the chosen point with every token kept; and chosen, the
+            point.
     """
-    return {"engine": original_s / unpruned_s, "exits": unpruned_s / exits_s, "pruning": exits_s / chosen_s}
+    after = {"engine": seconds["unpruned"]}
+    if "grouped" in seconds:
+        after["grouping"] = seconds["grouped"]
+    if point.exit_layers != (num_layers,):
+        after["exits"] = seconds["exits"]
+    if point.prunes:
+        after["pruning"] = seconds["chosen"]
+    after[next(reversed(after))] = seconds["chosen"]
+    befores = (seconds["original"], *after.values())
+    return {name: before / after[name] for name, before in zip(after, befores, strict=False)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,8 @@ class Report:
         operating_points: the front.
         workload: batch size, number of texts and their lengths.
         machine: hardware and versions.
-        notes: warnings, fallbacks and what was left out.
+        notes: fallbacks and what was left out.
+        warnings: what nobody should overlook: losses beyond doubt, and why the point is not what was asked for.
         max_drop: loss that was allowed, None when no limit was given.
         held_out: texts that the bound and the certificate come from.
         model: name, task, number of encoder layers and of outputs.
@@ -81,6 +104,7 @@ class Report:
     pyramid: tuple[PyramidLayer, ...] = ()
     samples: tuple[SampleText, ...] = ()
     similarity: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -98,6 +122,7 @@ class Report:
             **values,
             "operating_points": [point.to_json() for point in self.operating_points],
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "pyramid": [dataclasses.asdict(layer) for layer in self.pyramid],
             "samples": [dataclasses.asdict(sample) for sample in self.samples],
         }
@@ -108,6 +133,7 @@ class Report:
         read = {
             "operating_points": tuple(MeasuredPoint.from_json(point) for point in values["operating_points"]),
             "notes": tuple(values["notes"]),
+            "warnings": tuple(values.get("warnings", ())),
             "pyramid": tuple(PyramidLayer(**layer) for layer in values.get("pyramid", ())),
             "samples": tuple(SampleText.from_json(sample) for sample in values.get("samples", ())),
         }
@@ -115,7 +141,10 @@ class Report:
 
     def __str__(self) -> str:
         return render(
-            self._summary(), _front_table(self.operating_points, self.chosen), *(f"note: {note}" for note in self.notes)
+            *(f"warning: {warning}" for warning in self.warnings),
+            self._summary(),
+            _front_table(self.operating_points, self.chosen),
+            *(f"note: {note}" for note in self.notes),
         )
 
     def _summary(self) -> Table:
@@ -192,7 +221,7 @@ def _percent(share: float | None) -> str:
 
 def _describe_ratios(point: OperatingPoint) -> str:
     """Keep ratios of the layers that the point runs: `0.7*6`, or one by one where they differ."""
-    ran = [r for layer, r in zip(point.prune_layers, point.keep_ratios, strict=True) if layer < point.exit_layers[-1]]
-    if all(ratio == 1.0 for ratio in ran):
+    if not point.prunes:
         return "all"
+    ran = point.ran_ratios
     return f"{ran[0]:g}*{len(ran)}" if len(set(ran)) == 1 else " ".join(f"{ratio:g}" for ratio in ran)

@@ -21,8 +21,10 @@ p { margin: 0; }
 .tile .name { color: var(--dim); font-size: .85rem; }
 .notes { background: var(--warn); border-left: 4px solid var(--orange); border-radius: 4px; padding: 10px 16px;
   margin: 0 0 28px; overflow-wrap: anywhere; }
-.notes ul { margin: 0; padding-left: 18px; }
-.notes li { white-space: pre-wrap; }
+.warnings { border: 2px solid var(--orange); border-radius: 4px; font-weight: 600; padding: 10px 16px;
+  margin: 0 0 28px; overflow-wrap: anywhere; }
+.notes ul, .warnings ul { margin: 0; padding-left: 18px; }
+.notes li, .warnings li { white-space: pre-wrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 36px 32px; }
 figure, section { margin: 0; min-width: 0; }
 section { margin-top: 40px; }

@@ -29,6 +29,7 @@ def retell(
     if variant.point != report.chosen:
         report = _describe_point(report, report.operating_points[variant.point])
     seconds = front[chosen].measured_s
+    taken = {"original": times.original_s, "unpruned": times.unpruned_s, "exits": times.exits_s, "chosen": seconds}
     return dataclasses.replace(
         report,
         measured_speedup=front[chosen].speedup,
@@ -37,7 +38,7 @@ def retell(
         original_s=times.original_s,
         unpruned_s=times.unpruned_s,
         measured_s=seconds,
-        gains=split_gain(times.original_s, times.unpruned_s, times.exits_s, seconds),
+        gains=split_gain(front[chosen].point, report.model.get("num_layers", 0), taken),
         operating_points=front,
         chosen=chosen,
         workload={**report.workload, **workload, "original_threads": times.original_threads},

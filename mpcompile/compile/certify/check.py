@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import ndtr
 
-from mpcompile.compile.certify import bound_drop
+from mpcompile.compile.certify.drop import Counts
+from mpcompile.compile.certify.point_answers import PointAnswers
 from mpcompile.compile.certify.similarity import measure_similarity
-from mpcompile.compile.job import Job
-from mpcompile.compile.texts.parts import TextPart, Texts
-from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.errors import BackendError
-from mpcompile.runtime.runtime import Runner
+from mpcompile.compile.texts.parts import TextPart
+
+NOTABLE_LOSS = 0.005
+"""Loss that is warned of where texts show beyond doubt that it is larger: half a point."""
+DOUBT = 0.01
+"""Probability of what counts as beyond doubt, by chance."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Checked:
         certified_drop: upper bound on the loss, see `certify.bound_drop`.
         measured_on: what the shares were measured on.
         similarity: see `similarity.measure_similarity`.
+        warnings: losses that texts show beyond doubt.
     """
 
     accuracy: float | None = None
@@ -34,52 +39,91 @@ class Checked:
     certified_drop: float | None = None
     measured_on: str = "nothing"
     similarity: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def check_point(
-    job: Job, runtime: Runner, point: OperatingPoint, parts: Texts | None, test: TextPart | None
+    index: int, confidence: float, held_out: PointAnswers | None, on_test: PointAnswers | None = None
 ) -> Checked:
-    """Answers the texts put aside, for the bound, and the test texts where there are any, for the rest.
+    """Compares a point with the original on the texts put aside, for the bound, and on test texts, for the rest.
+
+    The bound holds whichever of the points that the texts put aside were asked about is returned: the failure that
+    `confidence` allows is shared among them (Bonferroni).
 
     Args:
-        runtime: the engines.
-        point: to check.
-        parts: the user's texts.
-        test: texts to report on instead of those put aside.
+        index: the point, on the front.
+        confidence: of the bound.
+        held_out: answers to the texts put aside, None without any.
+        on_test: answers to texts to report on instead.
 
     Raises:
         BackendError: when the engines answer NaN where the original does not.
     """
     checked = Checked()
-    if parts is not None:
-        checked = _compare(job, runtime, point, parts.certifying, "held-out texts")
-    if test is not None:
-        on_test = _compare(job, runtime, point, test, "test texts")
-        checked = dataclasses.replace(on_test, certified_drop=checked.certified_drop)
+    if held_out is not None:
+        checked = _compare(index, held_out)
+        shared = 1.0 - (1.0 - confidence) / held_out.num_asked
+        checked = dataclasses.replace(checked, certified_drop=held_out.count(index).bound_drop(shared))
+    if on_test is not None:
+        tested = _compare(index, on_test)
+        warnings = (*tested.warnings, *checked.warnings)
+        if held_out is not None:
+            warnings = (*warnings, *_warn_of_known_texts(held_out.part, on_test.part))
+        checked = dataclasses.replace(tested, certified_drop=checked.certified_drop, warnings=warnings)
     return checked
 
 
-def _compare(job: Job, runtime: Runner, point: OperatingPoint, part: TextPart, name: str) -> Checked:
-    with job.progress.stage(f"answers of the result ({name})") as stage:
-        result = part.answer(runtime, point, stage)
-    _refuse_nan(result.logits, part, point, name)
-    task, answers = part.task, part.task.answers(result.logits)
-    lost, original_lost = task.differs(answers, part.truth), task.differs(part.original_answer, part.truth)
+def _compare(index: int, asked: PointAnswers) -> Checked:
+    part = asked.part
+    answers, counts = part.task.answers(asked.logits(index)), asked.count(index)
     return Checked(
-        accuracy=float(1.0 - lost.mean()) if part.has_accuracy else None,
-        original_accuracy=float(1.0 - original_lost.mean()) if part.has_accuracy else None,
-        agreement=float(1.0 - task.differs(answers, part.original_answer).mean()),
-        certified_drop=bound_drop(lost, original_lost if part.has_accuracy else None, job.settings.confidence),
-        measured_on=f"{len(part.encoded)} {name}",
-        similarity=measure_similarity(task, answers, part.original_answer, part.labels),
+        accuracy=float(1.0 - asked.loss(index).mean()) if part.has_accuracy else None,
+        original_accuracy=_accuracy_of_original(part) if part.has_accuracy else None,
+        agreement=float(1.0 - part.task.differs(answers, part.original_answer).mean()),
+        measured_on=f"{len(part.encoded)} {asked.name}",
+        similarity=measure_similarity(part.task, answers, part.original_answer, part.labels),
+        warnings=_warn_of_loss(counts, asked.name),
     )
 
 
-def _refuse_nan(logits: np.ndarray, part: TextPart, point: OperatingPoint, name: str) -> None:
-    assert part.original is not None
-    overflows = int((np.isnan(logits).any(1) & ~np.isnan(part.original).any(1)).sum())
-    if overflows:
-        raise BackendError(
-            f"precision {point.precision!r}: the engines answer {overflows} of {len(logits)} {name} with NaN and the "
-            "original does not: they overflow; choose another precision, such as 'f32'"
-        )
+def _warn_of_loss(counts: Counts, name: str) -> tuple[str, ...]:
+    least = bound_loss_from_below(counts)
+    if least <= NOTABLE_LOSS:
+        return ()
+    what = "answers differ from the original's" if counts.won is None else "of accuracy are lost"
+    unit = "of 100" if counts.won is None else "points"
+    return (
+        f"{100 * counts.drop:.1f} {unit} {what} on {counts.texts:,} {name}, and at least {100 * least:.1f} "
+        f"beyond doubt; a smaller target_speedup or a max_drop keeps more",
+    )
+
+
+def bound_loss_from_below(counts: Counts) -> float:
+    """Loss that is exceeded beyond doubt: what the original would gain is bounded from above, and turned around."""
+    if counts.won is not None:
+        return -Counts(counts.texts, counts.won, counts.lost).bound_drop(1.0 - DOUBT)
+    # Those that agree are a binomial number, too.
+    return 1.0 - Counts(counts.texts, counts.texts - counts.lost, None).bound_drop(1.0 - DOUBT)
+
+
+def _accuracy_of_original(part: TextPart) -> float:
+    return float(1.0 - part.task.differs(part.original_answer, part.truth).mean())
+
+
+def _warn_of_known_texts(held_out: TextPart, test: TextPart) -> tuple[str, ...]:
+    """Warns where the original is right more often on the texts that were given than on test texts, beyond chance."""
+    if not (held_out.has_accuracy and test.has_accuracy):
+        return ()
+    shares, sizes = (
+        [_accuracy_of_original(part) for part in (held_out, test)],
+        (len(held_out.encoded), len(test.encoded)),
+    )
+    pooled = float(np.average(shares, weights=sizes))
+    spread = math.sqrt(max(pooled * (1.0 - pooled), 1e-12) * (1.0 / sizes[0] + 1.0 / sizes[1]))
+    if 1.0 - ndtr((shares[0] - shares[1]) / spread) > DOUBT / 10:
+        return ()
+    return (
+        f"the original answers {100 * shares[0]:.1f}% of the texts right and {100 * shares[1]:.1f}% of the test texts: "
+        "it was probably fine-tuned on the texts, is surer there, and thresholds and certificate promise too much; "
+        "give texts that it was not trained on",
+    )

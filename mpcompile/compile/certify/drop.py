@@ -19,6 +19,7 @@ the failure 24% and Hoeffding-Bentkus (Bates et al. 2021) on the rescaled differ
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,14 @@ class Counts:
     def drop(self) -> float:
         """Drop on these texts, no bound."""
         return (self.lost - (self.won or 0)) / self.texts if self.texts else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of `drop`."""
+        if not self.texts:
+            return 0.0
+        differing = (self.lost + (self.won or 0)) / self.texts
+        return math.sqrt(max(differing - self.drop**2, 0.0) / self.texts)
 
     def p_value(self, max_drop: float, confidence: float = 0.95) -> float:
         """See `p_value`."""

@@ -1,19 +1,19 @@
-"""Certifies the front: tests its points on the half of the texts that nothing was chosen on."""
+"""Tests the front on texts that nothing was chosen on: which points keep within the loss that is allowed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from mpcompile.compile.certify import Certificate, check_texts, find_certified
-from mpcompile.compile.job import Job
+from mpcompile.compile.certify.drop import Counts
+from mpcompile.compile.certify.point_answers import PointAnswers
+from mpcompile.compile.certify.sequence import Certificate, find_certified
+from mpcompile.compile.certify.sizes import check_texts, texts_needed
+from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.parts import TextPart, count_held_out
-from mpcompile.contract.front import MeasuredPoint, describe_front
+from mpcompile.contract.front import Choice, MeasuredPoint, choose_point, describe_front, pick
 from mpcompile.errors import TargetUnreachable
-from mpcompile.runtime.runtime import Runner
 
 
 def check_amount(settings: Settings, given: int, labelled: bool) -> None:
@@ -33,57 +33,121 @@ def check_amount(settings: Settings, given: int, labelled: bool) -> None:
         check_texts(used, held_out, settings.max_drop, settings.confidence, labelled=labelled)
 
 
-def sequence_of(front: Sequence[MeasuredPoint], chosen: int) -> tuple[int, ...]:
+def count_needed(settings: Settings, point: Candidate, part: TextPart) -> int:
+    """About how many held-out texts certify a point nine times in ten, from what it loses on the texts for choosing.
+
+    Args:
+        settings: options.
+        point: that is wanted; it loses at most `max_drop` there.
+        part: texts for choosing, with the original's answers.
+    """
+    assert settings.max_drop is not None
+    original_loss = part.task.differs(part.original_answer, part.truth) if part.has_accuracy else None
+    counts = Counts.of(part.task.differs(point.answer, part.truth), original_loss)
+    # A text more of each kind: where none was lost, that is not known to be impossible.
+    lost, won = (counts.lost + 1) / counts.texts, None if counts.won is None else (counts.won + 1) / counts.texts
+    needed = texts_needed(lost, won, settings.max_drop, settings.confidence)
+    # (1.64 + 1.28)**2 / 1.64**2 = 3.2, of a normal error at 95%: `needed` is for half of the times.
+    return 0 if needed is None else 3 * needed
+
+
+def sequence_of(front: Sequence[MeasuredPoint], target: int) -> tuple[int, ...]:
     """The order in which points are tested, decided on the texts for choosing alone.
 
-    The chosen point is first, so that it is tested at the whole level: what is asked for is that one point. The
-    others follow for `set_speedup`, the least lossy first, which on a front is from slow to fast.
+    The points up to the one that is wanted come first, the least lossy one before the others, so that where that one
+    fails, the fastest of those before it is certified. The others follow for `set_speedup`.
+
+    Args:
+        front: measured points.
+        target: the one that is wanted.
     """
-    others = (i for i in range(len(front)) if i != chosen and front[i].drop is not None)
-    return (chosen, *sorted(others, key=lambda i: (front[i].drop, front[i].speedup)))
+    drops = {i: point.drop for i, point in enumerate(front) if point.drop is not None}
+    return tuple(sorted(drops, key=lambda i: (drops[i] > drops[target], drops[i], front[i].speedup)))
 
 
 def certify_front(
-    job: Job, runtime: Runner, front: tuple[MeasuredPoint, ...], chosen: int, part: TextPart
-) -> tuple[MeasuredPoint, ...]:
-    """Marks the points that lose at most `max_drop`, all of them at once with `confidence`.
+    settings: Settings, front: tuple[MeasuredPoint, ...], answers: PointAnswers
+) -> tuple[tuple[MeasuredPoint, ...], Choice]:
+    """Marks the points that lose at most `max_drop`, all of them at once with `confidence`, and picks one of them.
 
     Args:
-        job: the options.
-        runtime: the engines.
+        settings: options.
         front: measured points.
-        chosen: the one to be returned.
-        part: held-out texts, with the original's answers.
+        answers: to held-out texts.
+
+    Returns:
+        The front, and the certified point that loses least among those that reach the target, or the fastest one.
 
     Raises:
-        TargetUnreachable: when the chosen point does not pass.
+        TargetUnreachable: when no point passes.
     """
-    settings, sequence = job.settings, sequence_of(front, chosen)
     assert settings.max_drop is not None
-    original_loss = part.task.differs(part.original_answer, part.truth) if part.has_accuracy else None
-    losses = _run(job, runtime, front, sequence, part)
-    certificate = find_certified(losses, original_loss, settings.max_drop, settings.confidence)
+    wanted = pick(front, settings.target_speedup, settings.max_drop)
+    sequence = sequence_of(front, wanted)
+    certificate = find_certified(
+        map(answers.loss, sequence), answers.original_loss, settings.max_drop, settings.confidence
+    )
     passed = sequence[: certificate.num_certified]
     front = tuple(dataclasses.replace(point, certified=i in passed) for i, point in enumerate(front))
     if not passed:
-        raise TargetUnreachable(_describe_failure(settings, front, chosen, certificate), front)
-    return front
+        raise TargetUnreachable(_describe_none(settings, front, sequence[0], certificate), front)
+    choice = choose_point([front[i] for i in passed], settings.target_speedup)
+    index = passed[choice.index]
+    if choice.warning is None:
+        return front, Choice(index)
+    failed = sequence[len(passed)] if len(passed) < len(sequence) else None
+    return front, Choice(index, _describe_shortfall(settings, front, index, failed, certificate))
 
 
-def _run(
-    job: Job, runtime: Runner, front: Sequence[MeasuredPoint], sequence: Sequence[int], part: TextPart
-) -> Iterator[np.ndarray]:
-    for number, i in enumerate(sequence):
-        with job.progress.stage(f"certify point {number + 1} of {len(sequence)}") as stage:
-            result = part.answer(runtime, front[i].point, stage)
-        yield part.task.differs(part.task.answers(result.logits), part.truth)
+def confirm_front(settings: Settings, front: tuple[MeasuredPoint, ...], bound: float, answers: PointAnswers) -> Choice:
+    """Picks a point whose loss is within a bound, on held-out texts, too.
+
+    A point that loses more there, by more than the standard error, is left, and what the texts for choosing hid of
+    its loss is added to all that are at least as lossy.
+
+    Args:
+        settings: options.
+        front: measured points.
+        bound: loss that is allowed.
+        answers: to held-out texts.
+    """
+    rows, seen = list(front), set[int]()
+    while True:
+        choice = choose_point(rows, settings.target_speedup, bound)
+        if choice.index in seen:
+            return choice
+        seen.add(choice.index)
+        counts, drop = answers.count(choice.index), rows[choice.index].drop
+        assert drop is not None
+        if counts.drop - counts.standard_error <= bound:
+            return choice
+        hidden = max(counts.drop - drop, 0.0)
+        rows = [
+            dataclasses.replace(row, drop=row.drop + hidden) if row.drop is not None and row.drop >= drop else row
+            for row in rows
+        ]
 
 
-def _describe_failure(settings: Settings, front: Sequence[MeasuredPoint], chosen: int, certificate: Certificate) -> str:
+def _describe_none(settings: Settings, front: Sequence[MeasuredPoint], first: int, certificate: Certificate) -> str:
     return (
-        f"target_speedup={settings.target_speedup:g} with max_drop={settings.max_drop:g} and "
-        f"confidence={settings.confidence:g}: the point that loses least of those that are fast enough "
-        f"({front[chosen].speedup:.2f}x) is not certified. {certificate.describe_failure(held_out_share=0.5)}. Give "
-        f"more texts (max_texts={settings.max_texts} are used at most), ask for less speed, or allow a larger drop or "
-        f"less confidence. The front, as seen on the texts for choosing:\n{describe_front(front)}"
+        f"max_drop={settings.max_drop:g} with confidence={settings.confidence:g}: no point is certified. Of the one "
+        f"that loses least ({front[first].speedup:.2f}x) "
+        f"{certificate.describe_failure(held_out_share=0.5)}. Give more texts, or allow a larger drop or less "
+        f"confidence. The front, as seen on the texts for choosing:\n{describe_front(front)}"
+    )
+
+
+def _describe_shortfall(
+    settings: Settings, front: Sequence[MeasuredPoint], taken: int, failed: int | None, certificate: Certificate
+) -> str:
+    said = (
+        f"target_speedup={settings.target_speedup:g} is not reached with max_drop={settings.max_drop:g} and "
+        f"confidence={settings.confidence:g}: the fastest certified point was taken: {front[taken].describe()}"
+    )
+    if failed is None:
+        return f"{said}. No point is faster"
+    return (
+        f"{said}. The next one, {front[failed].speedup:.2f}x, is not certified: "
+        f"{certificate.describe_failure(held_out_share=0.5)}. Give more texts, or allow a larger drop or less "
+        "confidence"
     )

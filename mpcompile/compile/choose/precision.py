@@ -23,10 +23,11 @@ from mpcompile.compile.reference import build_unpruned, unpruned_point
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.backend import Target
+from mpcompile.contract.front import Ranked, pick
 from mpcompile.contract.precision import fastest_float
 from mpcompile.cost.expected import predict_whole
 from mpcompile.errors import BackendError, SettingError
-from mpcompile.runtime.runtime import Runner
+from mpcompile.runtime.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Offer:
     """
 
     target: Target
-    unpruned: Runner
+    unpruned: Runtime
     engine_gain: float
     chains: tuple[Chosen, ...]
 
@@ -59,6 +60,10 @@ class Expected:
 
     speedup: float
     drop: float
+
+    def reaches(self, target_speedup: float) -> bool:
+        """Whether it is that fast."""
+        return self.speedup >= target_speedup
 
 
 def check_precision(settings: Settings, has_texts: bool) -> None:
@@ -115,7 +120,7 @@ def choose_precision(
     if len(offers) == 1:
         return offers[0], notes
     expected = [_expect(offer, part, settings.batch_size) for offer in offers]
-    best = pick_offer(expected, settings.target_speedup, settings.max_drop)
+    best = pick_offer(expected, settings.target_speedup, part.allowed_drop(settings))
     note = f"precision: {precisions[best]} was taken of {' and '.join(precisions)}, by what was predicted"
     logger.info(note)
     return offers[best], (*notes, note)
@@ -135,28 +140,16 @@ def list_precisions(settings: Settings, target: Target) -> tuple[tuple[str, ...]
     return (fastest_float(native), "int8"), ()
 
 
-def pick_offer(offers: Sequence[Sequence[Expected]], target_speedup: float, max_drop: float | None) -> int:
-    """Index of the offer with the best candidate.
-
-    With `max_drop` that is the fastest candidate that loses no more; without, the one that loses least among
-    those that reach the target, or the fastest where none does. Where no candidate loses as little as
-    `max_drop`, it is the one that loses least. Equals go to the offer that comes first.
+def pick_offer(offers: Sequence[Sequence[Ranked]], target_speedup: float, max_drop: float | None) -> int:
+    """Index of the offer with the point that `pick` takes of all; equals go to the offer that comes first.
 
     Args:
-        offers: candidates of each precision, the more exact one first, or of each chain of engines.
+        offers: points of each precision, the more exact one first, or of each chain of engines.
         target_speedup: times the original.
-        max_drop: loss allowed.
+        max_drop: loss that is allowed, None for any.
     """
-    every = [(index, candidate) for index, candidates in enumerate(offers) for candidate in candidates]
-    if max_drop is None:
-        fitting = [(i, c) for i, c in every if c.speedup >= target_speedup]
-        if not fitting:
-            return max(every, key=lambda item: item[1].speedup)[0]
-        return min(fitting, key=lambda item: (item[1].drop, -item[1].speedup))[0]
-    fitting = [(i, c) for i, c in every if c.drop <= max_drop]
-    if not fitting:
-        return min(every, key=lambda item: (item[1].drop, -item[1].speedup))[0]
-    return max(fitting, key=lambda item: item[1].speedup)[0]
+    every = [(index, point) for index, points in enumerate(offers) for point in points]
+    return every[pick([point for _, point in every], target_speedup, max_drop)][0]
 
 
 def _expect(offer: Offer, part: TextPart, batch_size: int) -> list[Expected]:

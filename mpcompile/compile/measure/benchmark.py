@@ -28,7 +28,7 @@ from mpcompile.report.tables import render
 from mpcompile.runtime.artifact import MODEL
 from mpcompile.runtime.load import load_artifact
 from mpcompile.runtime.model import OptimizedModel
-from mpcompile.runtime.runtime import Runner
+from mpcompile.runtime.runtime import Runtime
 
 
 def benchmark_artifact(
@@ -96,7 +96,7 @@ class _Bench:
     job: Job
     model: Model
     optimized: OptimizedModel
-    unpruned: Runner
+    unpruned: Runtime
     part: TextPart
 
     @property

@@ -18,11 +18,11 @@ from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.chain import Chain, predict_workload
-from mpcompile.cost.timing import Timing, measure_interleaved
+from mpcompile.cost.timing import Timing, measure_interleaved, measure_noise
 from mpcompile.progress import StageProgress
-from mpcompile.runtime.runtime import Runner
+from mpcompile.runtime.runtime import Runner, Runtime
 
-FRONT_RUNS, FINAL_RUNS = 3, 5
+GAIN_RUNS, FRONT_RUNS = 3, 5
 GAIN_BATCHES = 8
 PROBE_TEXTS = 32
 Calls = Sequence[Callable[[], object]]
@@ -37,16 +37,18 @@ class Baseline:
         num_threads: CPU threads that the original runs fastest on.
         unpruned: the whole model as one engine.
         unpruned_point: of that engine.
+        grouped: the same engine with batches split by length, None where that is nothing else.
         workload: batches.
         input_names: what the original reads of a batch.
     """
 
     original: Original
     num_threads: int
-    unpruned: Runner
+    unpruned: Runtime
     unpruned_point: OperatingPoint
     workload: Workload
     input_names: tuple[str, ...]
+    grouped: Runner | None = None
 
     def original_calls(self) -> Calls:
         """The original as passed in, a call per batch."""
@@ -56,6 +58,10 @@ class Baseline:
     def unpruned_calls(self) -> Calls:
         """The unpruned engine, a call per batch."""
         return self.point_calls(self.unpruned, self.unpruned_point)
+
+    def grouped_calls(self) -> dict[str, Calls]:
+        """The unpruned engine with batches split by length, where that is something else."""
+        return {} if self.grouped is None else {"grouped": self.point_calls(self.grouped, self.unpruned_point)}
 
     def point_calls(self, runtime: Runner, point: OperatingPoint) -> Calls:
         """An operating point of a chain of engines, a call per batch."""
@@ -108,65 +114,79 @@ def measure_engine_gains(progress: StageProgress, baselines: Mapping[str, Baseli
     calls = {name: baseline.unpruned_calls() for name, baseline in baselines.items()}
     calls["original"] = next(iter(baselines.values())).original_calls()
     with progress.stage("time unpruned engines") as stage:
-        timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
+        timings = measure_interleaved(calls, GAIN_RUNS, on_run=stage)
     return [timings["original"].median_s / timings[name].median_s for name in baselines]
+
+
+@dataclass(frozen=True)
+class MeasuredFronts:
+    """Times of one interleaved run.
+
+    Attributes:
+        fronts: of each chain of engines, a row for each candidate.
+        original, unpruned: timings of the baseline.
+        grouped: of the unpruned engine with batches split by length, None where that is nothing else.
+    """
+
+    fronts: tuple[tuple[MeasuredPoint, ...], ...]
+    original: Timing
+    unpruned: Timing
+    grouped: Timing | None
 
 
 def measure_fronts(
     progress: StageProgress, baseline: Baseline, chains: Sequence[TimedChain], part: TextPart | None
-) -> list[tuple[MeasuredPoint, ...]]:
-    """Times every candidate of every chain of engines, interleaved with the original.
+) -> MeasuredFronts:
+    """Times the baseline and every candidate of every chain of engines, interleaved.
 
     Args:
         progress: draws the stage.
-        baseline: the original and the workload.
+        baseline: the original, the unpruned engine and the workload.
         chains: what is timed.
         part: the texts that candidates were chosen on, with the original's answers; None without texts.
     """
-    calls: dict[str, Calls] = {"original": baseline.original_calls()}
+    calls: dict[str, Calls] = {"original": baseline.original_calls(), "unpruned": baseline.unpruned_calls()}
+    calls |= baseline.grouped_calls()
     for number, chain in enumerate(chains):
         candidates = chain.chosen.candidates
         calls |= {f"{number} {i}": baseline.point_calls(chain.runtime, c.point) for i, c in enumerate(candidates)}
     with progress.stage("measure operating points") as stage:
         timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
-    original_s = timings["original"].median_s
-    return [
+    original = timings["original"]
+    fronts = tuple(
         tuple(
-            _describe(baseline, chain, candidate, (original_s, timings[f"{number} {i}"].median_s), part)
+            _describe(baseline, chain, candidate, (original, timings[f"{number} {i}"]), part)
             for i, candidate in enumerate(chain.chosen.candidates)
         )
         for number, chain in enumerate(chains)
-    ]
+    )
+    return MeasuredFronts(fronts, original, timings["unpruned"], timings.get("grouped"))
 
 
-def measure_chosen(
-    progress: StageProgress, baseline: Baseline, runtime: Runner, point: OperatingPoint
-) -> dict[str, Timing]:
-    """Times the original, the unpruned engine, the exits alone, and the point itself, afresh."""
+def measure_pruning(progress: StageProgress, baseline: Baseline, runtime: Runner, point: OperatingPoint) -> float:
+    """Time that a point would take if it kept every token, over its time; 1 where it does."""
     exits_only = dataclasses.replace(
         point,
         keep_ratios=(1.0,) * len(point.keep_ratios),
         token_thresholds=(0.0,) * len(point.token_thresholds),
     )
-    calls: dict[str, Calls] = {
-        "original": baseline.original_calls(),
-        "unpruned": baseline.unpruned_calls(),
-        "exits": baseline.point_calls(runtime, exits_only),
-        "chosen": baseline.point_calls(runtime, point),
-    }
-    with progress.stage("measure the chosen point") as stage:
-        return measure_interleaved(calls, FINAL_RUNS, on_run=stage)
+    if not point.prunes:
+        return 1.0
+    calls = {"exits": baseline.point_calls(runtime, exits_only), "chosen": baseline.point_calls(runtime, point)}
+    with progress.stage("measure what pruning brings") as stage:
+        timings = measure_interleaved(calls, GAIN_RUNS, on_run=stage)
+    return timings["exits"].median_s / timings["chosen"].median_s
 
 
 def _describe(
     baseline: Baseline,
     chain: TimedChain,
     candidate: Candidate,
-    seconds: tuple[float, float],
+    timings: tuple[Timing, Timing],
     part: TextPart | None,
 ) -> MeasuredPoint:
-    """A row of the front, from seconds per batch of the original and of the candidate."""
-    cost, workload, (original_s, measured_s) = chain.chosen.cost, baseline.workload, seconds
+    """A row of the front, from timings of the original and of the candidate."""
+    cost, workload, (original, measured) = chain.chosen.cost, baseline.workload, timings
     if part is None:
         lengths = np.array([batch["attention_mask"].sum(1) for batch in workload.batches])
         batches, exits = list(lengths), [np.full_like(row, candidate.exit_layer[0]) for row in lengths]
@@ -183,13 +203,14 @@ def _describe(
     return MeasuredPoint(
         point=candidate.point,
         predicted_s=predict_workload(cost, cuts, candidate.point, batches, exits),
-        measured_s=measured_s,
-        speedup=original_s / measured_s,
+        measured_s=measured.median_s,
+        speedup=original.median_s / measured.median_s,
         accuracy=accuracy,
         agreement=agreement,
         drop=drop,
         flops_ratio=float(full_flops / flops),
         mean_exit_layer=float(all_exits.mean()),
+        noise=measure_noise(original, measured),
     )
 
 

@@ -50,6 +50,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def join(self, other: "Examples") -> "Examples":
+        """Returns these examples and other ones behind them, both with pairs and labels or both without."""
+        pairs = None
+        if self.text_pairs is not None and other.text_pairs is not None:
+            pairs = (*self.text_pairs, *other.text_pairs)
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = (*self.labels, *other.labels)
+        return Examples((*self.texts, *other.texts), pairs, labels)
+
     def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "Examples":
         """Returns the examples at these positions, in this order."""
         place = self.place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ MIN_TEXTS = 16
 TRAINING_SHARE = 0.75
 """Share of the texts not put aside for the certificate that trains a backbone; the rest chooses points."""
 
+USUAL_DROP = 0.02
+"""Accuracy that may be lost where no `max_drop` says otherwise: two points."""
+USUAL_DISAGREEMENT = 0.05
+"""Share of answers that may be other ones than the original's, where labels do not say which of the two is right: on
+each of the five tasks of `bench/results/tasks_amd-epyc-2-cores_2026-11-22.md` accuracy fell by less than half of the
+share of answers that differ."""
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -34,12 +42,14 @@ class Texts:
         certifying: for the certificate, read once, at the end.
         training: for training the backbone with its heads; None where it stays frozen.
         num_given: texts that they were drawn from.
+        spare: texts beyond `max_texts`, from which the certificate takes what it lacks.
     """
 
     choosing: TextPart
     certifying: TextPart
     training: TextPart | None = None
     num_given: int = 0
+    spare: Examples | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,12 @@ class TextPart:
         """Whether labels say which answers are right."""
         return self.labels is not None and self.task.has_classes
 
+    def allowed_drop(self, settings: Settings) -> float:
+        """Loss up to which points are taken: `max_drop`, or what goes without saying."""
+        if settings.max_drop is not None:
+            return settings.max_drop
+        return USUAL_DROP if self.has_accuracy else USUAL_DISAGREEMENT
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the tokens, which results of the texts are kept under."""
@@ -95,6 +111,24 @@ class TextPart:
         original = None if self.original is None else self.original[index]
         encoded = tuple(self.encoded[i] for i in index)
         return TextPart(encoded, labels, self.task, self.tokenizer, examples, original)
+
+    def join(self, other: TextPart) -> TextPart:
+        """These texts and other ones, both with labels or both without, and with the original's answers."""
+        assert self.original is not None
+        assert other.original is not None
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = np.concatenate([self.labels, other.labels])
+        examples = None
+        if self.examples is not None and other.examples is not None:
+            examples = self.examples.join(other.examples)
+        return dataclasses.replace(
+            self,
+            encoded=(*self.encoded, *other.encoded),
+            labels=labels,
+            examples=examples,
+            original=np.concatenate([self.original, other.original]),
+        )
 
     def pad(self, index: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """A batch of the texts at some positions, padded to the longest of them, see `Tokenizer.pad`."""
@@ -135,11 +169,14 @@ def split_texts(job: Job, model: Model, examples: Examples) -> Texts:
             f"texts: {len(examples)} given; at least {MIN_TEXTS} are needed to train exits and choose points (some "
             "thousands are better), or none (texts=None) to use what needs no data"
         )
-    order = np.random.default_rng(job.settings.seed).permutation(len(examples))[: job.settings.max_texts]
+    shuffled = np.random.default_rng(job.settings.seed).permutation(len(examples))
+    order, rest = np.split(shuffled, [job.settings.max_texts])
+    spare = examples.take(rest) if len(rest) else None
     part = encode_examples(job.require_tokenizer("texts"), model, examples.take(order), "texts")
     cut = len(order) - count_held_out(job.settings, len(order))
     certifying = part.take(np.arange(cut, len(order)))
     if job.settings.adapt != "finetune":
-        return Texts(part.take(np.arange(cut)), certifying, None, len(examples))
+        return Texts(part.take(np.arange(cut)), certifying, None, len(examples), spare)
     start = round(TRAINING_SHARE * cut)
-    return Texts(part.take(np.arange(start, cut)), certifying, part.take(np.arange(start)), len(examples))
+    training = part.take(np.arange(start))
+    return Texts(part.take(np.arange(start, cut)), certifying, training, len(examples), spare)

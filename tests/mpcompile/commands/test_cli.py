@@ -138,13 +138,13 @@ def test_optimize_says_that_a_model_is_not_there(tmp_path: Path, cache_dir: Path
     assert "nowhere: no such folder" in err
 
 
-def test_optimize_shows_the_front_when_the_target_is_out_of_reach(
+def test_optimize_shows_the_front_when_a_required_target_is_out_of_reach(
     tiny_model_dir: Path, texts_csv: Path, tmp_path: Path, cache_dir: Path, capsys: Captured
 ) -> None:
-    more = ["--texts", texts_csv, "--max-drop", 0.5, "--target-speedup", 100]
+    more = ["--texts", texts_csv, "--max-drop", 0.5, "--target-speedup", 100, "--require-target"]
     status, out, err = run(capsys, *optimize_arguments(tiny_model_dir, tmp_path / "out", cache_dir, *more))
     assert (status, out) == (1, "")
-    assert "target_speedup=100 with max_drop=0.5" in err and "x measured" in err
+    assert "target_speedup=100 is not reached with max_drop=0.5" in err and "x measured" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,21 +1,20 @@
 """Which of several chains of engines is kept: what the clock says of their points."""
 
-from types import SimpleNamespace
 from typing import Any
 
 from mpcompile.compile.chains import keep_best
-from mpcompile.compile.settings import Settings
+from mpcompile.compile.choose.precision import Expected
 
 
 def rows(*points: tuple[float, float]) -> tuple[Any, ...]:
     """A measured front: speedups and what they lose."""
-    return tuple(SimpleNamespace(speedup=speedup, drop=drop) for speedup, drop in points)
+    return tuple(Expected(speedup, drop) for speedup, drop in points)
 
 
 def pick(max_drop: float | None, **fronts: tuple[Any, ...]) -> str:
     """Names the chain that is kept, of chains that have a front and nothing else."""
     built: Any = list(fronts)
-    kept, front = keep_best(built, list(fronts.values()), Settings(8.0, max_drop=max_drop))
+    kept, front = keep_best(built, list(fronts.values()), 8.0, max_drop)
     assert front == fronts[str(kept)]
     return str(kept)
 
@@ -29,8 +28,9 @@ def test_chain_that_loses_less_at_the_target_is_kept() -> None:
     assert pick(None, prunes=rows((9.0, 0.01)), plain=rows((20.0, 0.02))) == "prunes"
 
 
-def test_faster_chain_within_the_drop_is_kept() -> None:
-    assert pick(0.02, prunes=rows((9.0, 0.01)), plain=rows((20.0, 0.02), (30.0, 0.03))) == "plain"
+def test_chain_that_reaches_the_target_within_the_drop_is_kept() -> None:
+    assert pick(0.02, prunes=rows((7.0, 0.01)), plain=rows((9.0, 0.02), (30.0, 0.03))) == "plain"
+    assert pick(0.01, prunes=rows((7.0, 0.01)), plain=rows((9.0, 0.02), (30.0, 0.03))) == "prunes"
 
 
 def test_one_chain_needs_no_choice() -> None:

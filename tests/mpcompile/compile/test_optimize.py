@@ -283,7 +283,7 @@ def test_set_speedup_beyond_the_front_takes_the_closest_point_with_a_warning(
     loaded: OptimizedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert loaded.set_speedup(50).speedup == 4.0
-    assert "target_speedup=50 is not reached: the fastest point is 4.00x" in caplog.text
+    assert "target_speedup=50 is not reached: the fastest point was taken: 4.00x" in caplog.text
 
 
 def test_set_speedup_warns_of_a_point_that_is_not_certified(
@@ -415,13 +415,29 @@ def test_max_drop_without_texts_is_refused(job: Job, model: PreTrainedModel) -> 
 # ---------------------------------------------------------------------------------- targets
 
 
-def test_target_within_max_drop_that_is_out_of_reach_shows_the_front(job: Job, model: PreTrainedModel) -> None:
-    with pytest.raises(TargetUnreachable, match=r"target_speedup=100 with max_drop=0\.5") as error:
-        job(model, 100, texts=job.texts, max_drop=0.5)
+def test_required_target_that_is_out_of_reach_shows_the_front(job: Job, model: PreTrainedModel) -> None:
+    with pytest.raises(TargetUnreachable, match=r"target_speedup=100 is not reached with max_drop=0\.5") as error:
+        job(model, 100, texts=job.texts, max_drop=0.5, require_target=True)
     assert error.value.front
     for point in error.value.front:
         assert isinstance(point, MeasuredPoint)
         assert point.describe() in str(error.value)
+
+
+def test_target_out_of_reach_within_max_drop_gives_the_fastest_certified_point(
+    job: Job, model: PreTrainedModel
+) -> None:
+    optimized = job(model, 100, texts=job.texts, max_drop=0.5)
+    certified = [point for point in optimized.operating_points if point.certified]
+    assert optimized.operating_point == max(certified, key=lambda point: point.speedup)
+    assert str(optimized.report).startswith("warning: target_speedup=100 is not reached with max_drop=0.5")
+    assert optimized.report.to_json()["warnings"] == list(optimized.report.warnings)
+
+
+def test_spare_texts_are_held_out_where_the_certificate_needs_them(job: Job, model: PreTrainedModel) -> None:
+    texts = [f"{text} {i}" for i in range(4) for text in job.texts]
+    report = job(model, texts=texts, max_texts=32, max_drop=0.5, confidence=0.95).report
+    assert report.held_out > 16
 
 
 def test_target_that_is_out_of_reach_gives_the_fastest_point_and_a_warning(
@@ -799,7 +815,7 @@ def test_folder_of_an_unsaved_model_goes_with_it(job: Job, model: PreTrainedMode
         "optimize.choose_without_texts",
         "chains.build_plans",
         "optimize.measure_fronts",
-        "outcome.measure_chosen",
+        "outcome.measure_pruning",
     ],
 )
 def test_interruption_of_a_stage_leaves_nothing(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mpcompile.cost.timing import measure_interleaved
+from mpcompile.cost.timing import Timing, measure_interleaved, measure_noise
 
 
 class Clock:
@@ -96,3 +96,13 @@ def test_progress_is_told_after_every_round(clock: Clock) -> None:
 def test_real_clock_is_the_default() -> None:
     timing = measure_interleaved({"a": [lambda: sum(range(1000))]}, runs=2)["a"]
     assert 0.0 < timing.median_s < 1.0
+
+
+def test_noise_is_half_the_distance_of_the_quartiles_of_the_ratios_over_their_median() -> None:
+    slower = Timing(10.0, 0, 0, 0, (8.0, 9.0, 10.0, 11.0, 12.0))
+    assert measure_noise(slower, Timing(1.0, 0, 0, 0, (1.0,) * 5)) == pytest.approx(0.1)
+
+
+def test_noise_does_not_see_what_slows_both() -> None:
+    slower, faster = Timing(8.0, 0, 0, 0, (8.0, 80.0, 16.0)), Timing(1.0, 0, 0, 0, (1.0, 10.0, 2.0))
+    assert measure_noise(slower, faster) == 0.0

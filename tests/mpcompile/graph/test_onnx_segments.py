@@ -57,7 +57,7 @@ def test_model_in_bf16_that_answers_otherwise_is_refused(tiny_bert: PreTrainedMo
 def test_other_families_answer_as_their_graphs(family: str, exit_layers: tuple[int, ...]) -> None:
     """Those with positions inside attention hand them on to a second segment."""
     captured = capture(build_model(family, num_layers=1 + len(exit_layers)))
-    for segment in partition(captured, {layer: build_head(layer) for layer in exit_layers}, (1,)):
+    for segment in partition(captured, {layer: build_head(layer) for layer in exit_layers}, (len(exit_layers),)):
         assert check_onnx(segment, export_onnx(segment), PROFILE, VOCAB_SIZE) < 1e-4
 
 

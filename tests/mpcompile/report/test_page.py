@@ -192,3 +192,8 @@ def test_nothing_is_missing_here() -> None:
 def test_import_leaves_plotly_and_torch_alone(module: str) -> None:
     program = f"import {module}, sys\nassert not {{'plotly', 'torch'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_warnings_stand_before_notes(report: Report) -> None:
+    page = render_page(dataclasses.replace(report, warnings=("2 points & more",), notes=("something",)))
+    assert page.index("2 points &amp; more") < page.index("something")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.report.records import PyramidLayer, SampleText, SampleToken
-from mpcompile.report.report import Report
+from mpcompile.report.report import GAINS, Report, split_gain
 
 Make = Callable[[OperatingPoint, float, float | None], MeasuredPoint]
 MakeReport = Callable[[Sequence[MeasuredPoint], int, str], Report]
@@ -130,3 +131,35 @@ def test_notes_are_shown_as_they_are_written(report: Report) -> None:
 def test_notes_are_added_to_those_before(report: Report) -> None:
     assert report.with_notes("one").with_notes("two").notes == ("one", "two")
     assert report.notes == ()
+
+
+SECONDS = {"original": 24.0, "unpruned": 12.0, "exits": 3.0, "chosen": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("point", "grouped", "gains"),
+    [
+        (OperatingPoint((1, 3), (0.5,), (0,), (0.5,)), 6.0, {"engine": 2, "grouping": 2, "exits": 2, "pruning": 1.5}),
+        (OperatingPoint((1, 3), (0.5,), (0,), (0.5,)), None, {"engine": 2, "exits": 4, "pruning": 1.5}),
+        (OperatingPoint((1, 3), (0.5,), (0,), (1.0,)), None, {"engine": 2, "exits": 6}),
+        (OperatingPoint((2,), (), (2,), (0.5,)), None, {"engine": 2, "exits": 6}),
+        (OperatingPoint((3,), (), (0,), (0.5,)), 6.0, {"engine": 2, "grouping": 2, "pruning": 3}),
+        (OperatingPoint((3,), (), (0,), (1.0,)), 6.0, {"engine": 2, "grouping": 6}),
+        (OperatingPoint((3,)), None, {"engine": 12}),
+    ],
+)
+def test_gains_are_of_what_the_point_does_and_multiply_to_its_speedup(
+    point: OperatingPoint, grouped: float | None, gains: dict[str, float]
+) -> None:
+    seconds = SECONDS if grouped is None else {**SECONDS, "grouped": grouped}
+    found = split_gain(point, 3, seconds)
+    assert found == pytest.approx(gains)
+    assert list(found) == [name for name in GAINS if name in gains]
+    assert math.prod(found.values()) == pytest.approx(12.0)
+
+
+def test_warnings_come_first(report: Report) -> None:
+    warned = dataclasses.replace(report, warnings=("5.0 points are lost",), notes=("something",))
+    assert str(warned).startswith("warning: 5.0 points are lost")
+    assert Report.from_json(json.loads(json.dumps(warned.to_json()))) == warned
+    assert "warnings" in report.to_json()

@@ -42,7 +42,8 @@ if __name__ == "__main__":
 
 
 def run(directory: Path, out: Path, cache_dir: Path, **options: Any) -> TuneResult:
-    options = {"budget_s": 600.0, "max_trials": 1, "progress": False, "batch_size": 4, **options}
+    storage = f"sqlite:///{cache_dir}/{out.parent.name}.db"  # no other test has a study of the same artifact there
+    options = {"storage": storage, "budget_s": 600.0, "max_trials": 1, "progress": False, "batch_size": 4, **options}
     return tune(directory, out, cache_dir=cache_dir, **options)
 
 

@@ -17,28 +17,22 @@ FAST = [Expected(2.0, 0.003), Expected(8.0, 0.006), Expected(12.0, 0.05)]
 
 
 @pytest.mark.parametrize(
-    ("max_drop", "picked"),
-    [(0.0, 0), (0.002, 0), (0.004, 0), (0.006, 1), (0.03, 0), (0.1, 1)],
+    ("target", "max_drop", "picked"),
+    [(1.0, 0.01, 0), (2.0, 0.01, 1), (4.0, 0.01, 0), (6.0, 0.01, 1), (8.5, 0.005, 0), (8.5, 0.01, 1), (8.5, None, 0)],
 )
-def test_with_max_drop_the_fastest_within_it_is_picked(max_drop: float, picked: int) -> None:
-    assert pick_offer([EXACT, FAST], 4.0, max_drop) == picked
+def test_offer_of_the_least_lossy_point_at_the_target_is_picked(
+    target: float, max_drop: float | None, picked: int
+) -> None:
+    assert pick_offer([EXACT, FAST], target, max_drop) == picked
 
 
-def test_target_does_not_matter_with_max_drop() -> None:
-    assert {pick_offer([EXACT, FAST], target, 0.006) for target in (1.0, 4.0, 50.0)} == {1}
+@pytest.mark.parametrize(("max_drop", "picked"), [(0.002, 0), (0.006, 1), (0.03, 0), (0.1, 1)])
+def test_target_out_of_reach_takes_the_fastest_within_the_bound(max_drop: float, picked: int) -> None:
+    assert pick_offer([EXACT, FAST], 50.0, max_drop) == picked
 
 
 def test_with_max_drop_out_of_reach_the_least_lossy_is_picked() -> None:
     assert pick_offer([[Expected(1.0, 0.02)], [Expected(1.0, 0.01)]], 4.0, 0.005) == 1
-
-
-@pytest.mark.parametrize(("target", "picked"), [(1.0, 0), (2.0, 1), (6.0, 1), (8.5, 0), (10.0, 1), (50.0, 1)])
-def test_without_max_drop_the_least_lossy_at_the_target_is_picked(target: float, picked: int) -> None:
-    assert pick_offer([EXACT, FAST], target, None) == picked
-
-
-def test_of_equally_lossy_ones_the_faster_is_picked() -> None:
-    assert pick_offer([[Expected(5.0, 0.01)], [Expected(6.0, 0.01)]], 4.0, None) == 1
 
 
 def test_of_equals_the_more_exact_is_picked() -> None:
