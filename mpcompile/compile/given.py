@@ -106,7 +106,7 @@ def ask_about_texts(
 
 
 def ask_more(job: Job, model: Model, target: Target, parts: Texts, needed: int) -> Texts:
-    """Adds spare texts to those for the certificate, as many as it needs or as there are.
+    """Adds spare texts to those for the certificate: as many as it needs, at most `max_texts`.
 
     Args:
         job: settings, store and progress.
@@ -118,7 +118,7 @@ def ask_more(job: Job, model: Model, target: Target, parts: Texts, needed: int) 
     missing = needed - len(parts.certifying.encoded)
     if missing <= 0 or parts.spare is None:
         return parts
-    spare = parts.spare.take(range(min(missing, len(parts.spare))))
+    spare = parts.spare.take(range(min(missing, len(parts.spare), job.settings.max_texts)))
     more = encode_examples(job.require_tokenizer("texts"), model, spare, "texts")
     more = ask_original(job, model, target, more, "more held-out texts")
     return dataclasses.replace(parts, certifying=parts.certifying.join(more))

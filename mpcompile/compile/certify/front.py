@@ -15,6 +15,9 @@ from mpcompile.compile.texts.parts import TextPart, count_held_out
 from mpcompile.contract.front import Choice, MeasuredPoint, choose_point, describe_front, pick
 from mpcompile.errors import TargetUnreachable
 
+FAR_SLOWER = 2.5
+"""Times slower than the point that is wanted: such points are not tested."""
+
 
 def check_amount(settings: Settings, given: int, labelled: bool) -> None:
     """Refuses a `max_drop` that the texts cannot show of any point, before anything slow is done.
@@ -55,14 +58,16 @@ def sequence_of(front: Sequence[MeasuredPoint], target: int) -> tuple[int, ...]:
     """The order in which points are tested, decided on the texts for choosing alone.
 
     The points up to the one that is wanted come first, the least lossy one before the others, so that where that one
-    fails, the fastest of those before it is certified. The others follow for `set_speedup`.
+    fails, the fastest of those before it is certified; but for the first of all, those that are far slower are left
+    out, for the time that it takes to run them. Lossier ones follow, for `set_speedup`.
 
     Args:
         front: measured points.
         target: the one that is wanted.
     """
     drops = {i: point.drop for i, point in enumerate(front) if point.drop is not None}
-    return tuple(sorted(drops, key=lambda i: (drops[i] > drops[target], drops[i], front[i].speedup)))
+    first, *others = sorted(drops, key=lambda i: (drops[i] > drops[target], drops[i], front[i].speedup))
+    return (first, *(i for i in others if front[i].speedup >= front[target].speedup / FAR_SLOWER))
 
 
 def certify_front(

@@ -86,6 +86,10 @@ def test_points_up_to_the_wanted_one_are_tested_from_the_least_lossy_on(front: A
     assert sequence_of(front[::-1], 1) == (3, 2, 1, 0)
 
 
+def test_points_that_are_far_slower_are_left_out_but_for_the_first(front: Any) -> None:
+    assert sequence_of(front, 3) == (0, 2, 3)
+
+
 def test_points_that_pass_are_certified_and_the_least_lossy_at_the_target_is_taken(certify: Any) -> None:
     certified, choice, ran = certify([0, 1, 2, 40])
     assert [point.certified for point in certified] == [True, True, True, False]
