@@ -137,8 +137,8 @@ def _describe_none(settings: Settings, front: Sequence[MeasuredPoint], first: in
     return (
         f"max_drop={settings.max_drop:g} with confidence={settings.confidence:g}: no point is certified. Of the one "
         f"that loses least ({front[first].speedup:.2f}x) "
-        f"{certificate.describe_failure(held_out_share=0.5)}. Give more texts, or allow a larger drop or less "
-        f"confidence. The front, as seen on the texts for choosing:\n{describe_front(front)}"
+        f"{certificate.describe_failure()}. Allow a larger drop or less confidence, or raise max_texts. The "
+        f"front, as seen on the texts for choosing:\n{describe_front(front)}"
     )
 
 
@@ -151,8 +151,4 @@ def _describe_shortfall(
     )
     if failed is None:
         return f"{said}. No point is faster"
-    return (
-        f"{said}. The next one, {front[failed].speedup:.2f}x, is not certified: "
-        f"{certificate.describe_failure(held_out_share=0.5)}. Give more texts, or allow a larger drop or less "
-        "confidence"
-    )
+    return f"{said}. The next one, {front[failed].speedup:.2f}x, is not certified: {certificate.describe_failure()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,12 +34,8 @@ class Certificate:
         """Points at the head of the sequence that passed."""
         return sum(p <= 1.0 - self.confidence for p in self.p_values)
 
-    def describe_failure(self, held_out_share: float = 1.0) -> str:
-        """Why the first point failed, and how many more texts would let it pass.
-
-        Args:
-            held_out_share: of the texts that are given, those that the test gets.
-        """
+    def describe_failure(self) -> str:
+        """Why the first point failed, and how many more texts would let it pass."""
         counts = self.tested[self.num_certified]
         bound = counts.bound_drop(self.confidence)
         said = (
@@ -50,10 +45,9 @@ class Certificate:
         won_rate = None if counts.won is None else counts.won / counts.texts
         needed = texts_needed(counts.lost / counts.texts, won_rate, self.max_drop, self.confidence)
         if needed is None:
-            return f"{said}. More texts would not help"
-        more = describe_number(math.ceil(max(needed - counts.texts, 1) / held_out_share))
-        held_out = "held-out texts" if held_out_share == 1.0 else f"texts, {held_out_share:.0%} of them held out,"
-        return f"{said}. About {more} more {held_out} would pass it as often as not, if it loses as here"
+            return f"{said}. More texts would not help, a larger drop would"
+        more = describe_number(max(needed - counts.texts, 1))
+        return f"{said}. About {more} more held-out texts would pass it as often as not, if it loses as here"
 
 
 def find_certified(

@@ -44,12 +44,15 @@ def pareto_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(reversed(front))
 
 
-def thin(front: Sequence[Candidate], target_s: float | None = None) -> tuple[Candidate, ...]:
+def thin(
+    front: Sequence[Candidate], target_s: float | None = None, aim_s: float | None = None
+) -> tuple[Candidate, ...]:
     """At most `MAX_POINTS` of a front, spread in log time: most of them where little is lost, both ends stay.
 
     Args:
         front: slowest first.
         target_s: time that is wanted; half of the points are then kept near it.
+        aim_s: time that was aimed at; the slowest point that takes no longer is kept, too.
     """
     least = min(candidate.loss for candidate in front)
     near = {
@@ -57,8 +60,10 @@ def thin(front: Sequence[Candidate], target_s: float | None = None) -> tuple[Can
     }
     useful = [i for i, c in enumerate(front) if i not in near and not c.loss > least + USEFUL_LOSS]
     beyond = [i for i in range(len(front)) if i not in near and i not in set(useful)]
-    kept = _spread(front, sorted(near), MAX_POINTS // 2)
+    kept = _spread(front, sorted(near), MAX_POINTS // 2 - (aim_s is not None))
     kept |= _spread(front, useful, MAX_POINTS - 3 - len(kept)) | _spread(front, beyond, 3)
+    if aim_s is not None:
+        kept |= set([i for i, c in enumerate(front) if c.seconds <= aim_s][:1])
     return tuple(front[i] for i in sorted(kept))
 
 

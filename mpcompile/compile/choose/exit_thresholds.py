@@ -5,6 +5,9 @@ Shapes: N texts, M exits in use, the last unconditional.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +15,9 @@ import numpy as np
 SWEEPS = 3
 LEVELS = 48
 """Thresholds tried per exit: fewer than texts, so that no single text decides one."""
+GAP = 1.1
+"""Times that neighbours on a front differ by."""
+MAX_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,47 @@ def search_thresholds(table: ExitTable, price_s: float) -> np.ndarray:
         if np.array_equal(before, thresholds):
             break
     return thresholds
+
+
+def fill_gaps(table: ExitTable, solved: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Thresholds between solutions whose times are far apart.
+
+    What `search_thresholds` finds at all prices are the corners of the convex hull of times and losses, and where one
+    corner is twice as fast as the next, nothing on the way was tried. There each exit lets a number of texts leave
+    that is between those of both corners.
+
+    Args:
+        table: that they were found on.
+        solved: thresholds, (M,) each.
+
+    Returns:
+        Thresholds so that neighbours differ by about `GAP` in time where times change evenly, (M,) each.
+    """
+    seconds = [table.evaluate(thresholds)[0] for thresholds in solved]
+    order, filled = np.argsort(seconds, kind="stable"), []
+    for fast, slow in itertools.pairwise(order):
+        steps = min(math.ceil(math.log(seconds[slow] / seconds[fast]) / math.log(GAP)), MAX_STEPS)
+        filled += [mix_thresholds(table, solved[fast], solved[slow], step / steps) for step in range(1, steps)]
+    return filled
+
+
+def mix_thresholds(table: ExitTable, first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """Thresholds below which, at each exit, the number of texts is a mean of those of two thresholds, (M,).
+
+    Args:
+        table: entropies of the texts.
+        first, second: thresholds, (M,).
+        share: of the second in the mean, [0, 1].
+    """
+    mixed = []
+    for entropy, one, other in zip(np.sort(table.entropy, axis=1), first, second, strict=True):
+        below = np.searchsorted(entropy, (one, other))
+        count = round(float(below[0] + share * (below[1] - below[0])))
+        if count in (0, len(entropy)):
+            mixed.append(0.0 if count == 0 else 2.0)
+        else:
+            mixed.append(float((entropy[count - 1] + entropy[count]) / 2))
+    return np.array(mixed)
 
 
 def _best_threshold(table: ExitTable, cost: np.ndarray, thresholds: np.ndarray, exit_index: int) -> float:

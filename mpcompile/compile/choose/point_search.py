@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.compile.choose.candidates import Candidate, pareto_front, thin
-from mpcompile.compile.choose.exit_thresholds import search_thresholds
+from mpcompile.compile.choose.exit_thresholds import fill_gaps, search_thresholds
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.pricing import PRICES, Pricer
 from mpcompile.compile.choose.schedules import KeepSchedule
@@ -90,6 +90,6 @@ class PointSearch:
             table = self._pricer.table(held_out, exits, prunes)
             solved = [search_thresholds(table, price * self._full_s) for price in PRICES]
             everyone = np.array([0.0] * (len(exits) - 1) + [2.0])  # the end of the front: all run to the last layer
-            for thresholds in (*solved, everyone):
+            for thresholds in (*solved, everyone, *fill_gaps(table, [*solved, everyone])):
                 candidates.append(self._pricer.candidate(held_out, table, exits, thresholds))
-        return thin(pareto_front(candidates), self._full_s / target_gain)
+        return thin(pareto_front(candidates), self._full_s / target_gain, aim.seconds)

@@ -88,7 +88,7 @@ def test_failure_is_told_with_the_texts_that_are_missing() -> None:
 def test_failure_that_texts_cannot_mend_is_told() -> None:
     said = find_certified([wrong(8)], None, MAX_DROP, 0.95).describe_failure()
     assert "2.00 points are lost" in said
-    assert said.endswith("More texts would not help")
+    assert said.endswith("More texts would not help, a larger drop would")
 
 
 # ---------------------------------------------------------------------------------- false passes

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcompile.compile.choose.exit_thresholds import ExitTable, search_thresholds
+from mpcompile.compile.choose.exit_thresholds import ExitTable, fill_gaps, mix_thresholds, search_thresholds
 
 
 def build_table(entropy: np.ndarray, seconds: np.ndarray, loss: np.ndarray) -> ExitTable:
@@ -151,3 +151,28 @@ def test_one_text_more_costs_no_call_that_is_made_anyway() -> None:
 def test_one_text_more_costs_a_call_that_nobody_else_needs() -> None:
     marginal = shared_table(32).marginal_seconds(np.array([2.0, 2.0]))
     assert marginal == pytest.approx(np.array([[0.0] * 4, [8.0] * 4]))
+
+
+def test_mixed_thresholds_let_a_mean_number_of_texts_leave() -> None:
+    table = random_table(3, 40, 0)
+    first, second = np.array([0.0, 0.2, 2.0]), np.array([2.0, 0.7, 2.0])
+    below = (table.entropy < first[:, None]).sum(1), (table.entropy < second[:, None]).sum(1)
+    for share in (0.0, 0.25, 0.5, 1.0):
+        mixed = mix_thresholds(table, first, second, share)
+        expected = below[0] + share * (below[1] - below[0])
+        np.testing.assert_allclose((table.entropy < mixed[:, None]).sum(1), expected, atol=0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_gap_is_left_between_a_fast_and_a_slow_solution(seed: int) -> None:
+    table = random_table(3, 400, seed)
+    ends = [np.array([2.0, 0.0, 2.0]), np.array([0.0, 0.0, 2.0])]
+    seconds = sorted(table.evaluate(thresholds)[0] for thresholds in (*ends, *fill_gaps(table, ends)))
+    assert seconds[-1] / seconds[0] > 1.5
+    assert max(slow / fast for fast, slow in itertools.pairwise(seconds)) < 1.5
+
+
+def test_solutions_that_are_close_are_left_alone() -> None:
+    table = random_table(3, 40, 0)
+    thresholds = np.array([0.1, 0.2, 2.0])
+    assert fill_gaps(table, [thresholds, thresholds]) == []
