@@ -15,9 +15,9 @@ from mpcompile.compile.recording import CalibrationTexts
 from mpcompile.compile.reference import ask_original
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples, Label, load_examples
-from mpcompile.compile.texts.labels import check_labels
+from mpcompile.compile.texts.labels import check_labels, check_names
 from mpcompile.compile.texts.parts import TextPart, Texts, encode_examples, split_texts
-from mpcompile.compile.texts.tokenization import check_tokenization
+from mpcompile.compile.texts.tokenization import check_tokenization, check_vocabulary
 from mpcompile.contract.backend import Target
 from mpcompile.errors import SettingError
 from mpcompile.graph.capture import find_task
@@ -41,26 +41,30 @@ class Given:
         return self.texts is not None and self.texts.text_pairs is not None
 
     def check(self, settings: Settings, original: Original) -> None:
-        """Refuses labels that are not the model's, and texts that are too few for `max_drop`.
+        """Refuses names of classes that are none, labels that are not the model's, and too few texts for `max_drop`.
 
         Raises:
-            DataError: when they are.
+            CaptureError: when the model's classes have no names of their own.
+            DataError: when labels are not the model's, or texts too few.
         """
         task, names = find_task(original.model), original.model.config.id2label or {}
         id2label = {int(i): str(name) for i, name in names.items()}
+        if task.has_classes:
+            check_names(id2label, task.num_outputs)
         for name, examples in (("texts", self.texts), ("test", self.test)):
             if examples is not None:
                 check_labels(examples, task, id2label, f"labels of {name}")
         if self.texts is not None:
             check_amount(settings, len(self.texts), self.texts.labels is not None and task.has_classes)
 
-    def check_tokenizer(self, job: Job) -> None:
-        """Refuses a tokenizer that gives other tokens once it is deployed.
+    def check_tokenizer(self, job: Job, vocab_size: int) -> None:
+        """Refuses a tokenizer that gives tokens that the model does not know, or other ones once it is deployed.
 
         Raises:
             SettingError: when it does.
         """
         if job.tokenizer is not None and job.original.tokenizer is not None:
+            check_vocabulary(job.tokenizer, vocab_size)
             check_tokenization(job.tokenizer, job.original.tokenizer, self.texts)
 
 

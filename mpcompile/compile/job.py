@@ -49,7 +49,8 @@ class Job:
         """
         if self.tokenizer is None:
             raise SettingError(
-                f"tokenizer: none found beside {self.original.name}, and {needed_by} need one; pass tokenizer=..."
+                f"tokenizer: none found beside {self.original.name} ({self.original.missing}), and {needed_by} need "
+                "one; pass tokenizer=... or save it there with tokenizer.save_pretrained"
             )
         return self.tokenizer
 

@@ -24,6 +24,7 @@ from mpcompile.compile.original import open_original
 from mpcompile.compile.outcome import Timed, settle, write_report
 from mpcompile.compile.pack import pack_model
 from mpcompile.compile.reference import build_unpruned, group_by_length, unpruned_point
+from mpcompile.compile.saving import check_adapters, check_saved
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Label
 from mpcompile.compile.texts.parts import Texts
@@ -85,12 +86,15 @@ def optimize(
     settings = Settings.read("optimize", {"target_speedup": target_speedup, **options})
     check_precision(settings, texts is not None)
     given = read_given(settings, texts, labels, test)
+    check_adapters(model)
     original = open_original(model, tokenizer)
     given.check(settings, original)
     notes: tuple[str, ...] = ()
     with StageProgress(settings.progress) as progress, original.evaluating():
+        with progress.stage("save and reload"):
+            check_saved(original)
         job, whole, target = open_job(settings, original, progress, given.has_pairs)
-        given.check_tokenizer(job)
+        given.check_tokenizer(job, whole.captured.vocab_size)
         job, whole, parts, on_test = ask_about_texts(job, whole, target, given)
         traffic = _describe_traffic(settings, whole, parts)
         pace = measure_pace(job, whole, traffic)

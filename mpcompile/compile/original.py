@@ -21,6 +21,17 @@ from mpcompile.store.results import digest_arrays
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""Files of a folder that hold the vocabulary of a tokenizer; without one transformers makes up an empty one."""
+
 
 @dataclass(frozen=True)
 class Original:
@@ -31,12 +42,14 @@ class Original:
         tokenizer: passed in or found beside it, None when there is none.
         name: for messages.
         pooling: of an encoder without a head, which answers with the mean over the tokens of a text.
+        missing: why no tokenizer was found; empty where there is one.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     name: str
     pooling: Pooling = field(default=Pooling())
+    missing: str = ""
 
     @property
     def separator_id(self) -> int | None:
@@ -125,7 +138,10 @@ def open_original(model: PreTrainedModel | str | Path, tokenizer: PreTrainedToke
         )
     if tokenizer is None:
         place = str(getattr(model, "name_or_path", "") or "")
-        tokenizer = _find_tokenizer_maybe(place) if place and Path(place).is_dir() else None
+        missing = "it came as an object"
+        if place and Path(place).is_dir():
+            tokenizer, missing = _find_tokenizer(place)
+        return Original(model, tokenizer, type(model).__name__, missing=missing)
     return Original(model, tokenizer, type(model).__name__)
 
 
@@ -144,12 +160,13 @@ def _open_path(place: str, tokenizer: PreTrainedTokenizerBase | None) -> Origina
     except Exception as error:  # transformers raises whatever hub, safetensors and the config raise
         raise CaptureError(f"{place}: cannot load a sequence classifier or encoder from there: {error}") from error
     model.eval()
+    missing = ""
     if tokenizer is None:
-        tokenizer = _find_tokenizer_maybe(where, **folder)
+        tokenizer, missing = _find_tokenizer(where, **folder)
         if tokenizer is not None and pooling.max_length is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, pooling.max_length)
     # As text: where Python takes file names for ASCII, as with LC_ALL=C, the other letters of a path are no Unicode.
-    return Original(model, tokenizer, os.fsencode(place).decode("utf-8", "replace"), pooling)
+    return Original(model, tokenizer, os.fsencode(place).decode("utf-8", "replace"), pooling, missing)
 
 
 def _find_loader(place: str) -> tuple[Any, Pooling]:
@@ -177,14 +194,19 @@ def _find_loader(place: str) -> tuple[Any, Pooling]:
     return AutoModelForSequenceClassification, Pooling()
 
 
-def _find_tokenizer_maybe(place: str, **options: str) -> PreTrainedTokenizerBase | None:
+def _find_tokenizer(place: str, **options: str) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The tokenizer beside a model, or None and what is missing there: the caller says so if texts need one."""
     from transformers import AutoTokenizer
 
+    folder = Path(place, options.get("subfolder", ""))
+    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
+        return None, f"looked for {', '.join(VOCABULARIES[:-1])} and {VOCABULARIES[-1]}"
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **options)
-    except Exception:  # whatever is missing there, the caller says so if texts need a tokenizer
-        return None
-    return tokenizer
+    except Exception as error:  # transformers raises whatever hub, files and missing packages raise
+        reason = " ".join(str(error).split())
+        return None, f"AutoTokenizer says: {reason[:300]}"
+    return tokenizer, ""
 
 
 def _to_numpy(value: Any) -> np.ndarray:

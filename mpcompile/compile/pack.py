@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from mpcompile.compile.chains import Built, head_weights
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.outcome import find_versions
+from mpcompile.compile.saving import save_original
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.sentence import Pooling, write_pooling
 from mpcompile.report.page import PAGE, write_page_maybe
@@ -22,9 +22,6 @@ from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import BACKBONE, EXITS, MODEL, REPORT, Manifest, write_manifest, write_plans
 from mpcompile.runtime.model import OptimizedModel
 from mpcompile.runtime.requests import ModelSignature
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def pack_model(job: Job, model: Model, built: Built, report: Report) -> OptimizedModel:
@@ -69,7 +66,7 @@ def _describe(job: Job, model: Model, built: Built) -> Manifest:
 def _write(directory: Path, job: Job, model: Model, built: Built) -> None:
     """Plans, weights and tokenizer."""
     write_plans(directory, built.plans)
-    _save_original(job.original.model, directory / MODEL)
+    save_original(job.original.model, directory / MODEL)
     if model.task.kind == "embedding":
         # The encoder lies in the folder itself here, and reads as much as our tokenizer gives.
         length = None if job.tokenizer is None else job.tokenizer.max_length
@@ -80,21 +77,6 @@ def _write(directory: Path, job: Job, model: Model, built: Built) -> None:
         save_file(_backbone_weights(model.captured), directory / BACKBONE)
     if job.tokenizer is not None:
         job.tokenizer.save(directory)
-
-
-def _save_original(model: PreTrainedModel, directory: Path) -> None:
-    """Saves the model as Hugging Face does, without the traces that this leaves in its config, and silently."""
-    from transformers.utils import logging as transformers_logging
-
-    before, bars = dict(vars(model.config)), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model.save_pretrained(directory)
-    finally:
-        vars(model.config).clear()
-        vars(model.config).update(before)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _backbone_weights(captured: CapturedModel) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def capture(model: PreTrainedModel, normalise: bool = False, separator_id: int |
         CaptureError: when it is not such a model, with what was looked for.
     """
     task = find_task(model)
-    names = _input_names(model)
+    names = list_input_names(model)
     with _ready_to_export(model) as ready:
         graph_module = _export(ready, names)
     try:
@@ -149,7 +149,12 @@ def find_task(model: object) -> Task:
     return Task("regression" if num_labels == 1 else _PROBLEMS[problem], num_labels)
 
 
-def _input_names(model: PreTrainedModel) -> tuple[str, ...]:
+def list_input_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the model reads of a batch.
+
+    Raises:
+        CaptureError: when it reads no tokens or no mask.
+    """
     accepted = inspect.signature(model.forward).parameters
     for name in ("input_ids", "attention_mask"):
         if name not in accepted:

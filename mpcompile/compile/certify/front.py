@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from mpcompile.compile.certify.drop import Counts
 from mpcompile.compile.certify.point_answers import PointAnswers
 from mpcompile.compile.certify.sequence import Certificate, find_certified
@@ -17,6 +19,8 @@ from mpcompile.errors import TargetUnreachable
 
 FAR_SLOWER = 2.5
 """Times slower than the point that is wanted: such points are not tested."""
+MOST_BETWEEN = 4
+"""Points tested between the least lossy one and the one that is wanted."""
 
 
 def check_amount(settings: Settings, given: int, labelled: bool) -> None:
@@ -55,19 +59,24 @@ def count_needed(settings: Settings, point: Candidate, part: TextPart) -> int:
 
 
 def sequence_of(front: Sequence[MeasuredPoint], target: int) -> tuple[int, ...]:
-    """The order in which points are tested, decided on the texts for choosing alone.
+    """The order in which points are tested, decided by time and by the texts for choosing alone.
 
-    The points up to the one that is wanted come first, the least lossy one before the others, so that where that one
-    fails, the fastest of those before it is certified; but for the first of all, those that are far slower are left
-    out, for the time that it takes to run them. Lossier ones follow, for `set_speedup`.
+    The least lossy point comes first, and then others from slow to fast: what is faster loses more, or will on other
+    texts. So where one fails, the fastest of those before it is returned. Far slower ones than the one that is wanted
+    are left out, and of those between at most `MOST_BETWEEN` are tested, for the time that it takes to run them.
 
     Args:
         front: measured points.
         target: the one that is wanted.
     """
-    drops = {i: point.drop for i, point in enumerate(front) if point.drop is not None}
-    first, *others = sorted(drops, key=lambda i: (drops[i] > drops[target], drops[i], front[i].speedup))
-    return (first, *(i for i in others if front[i].speedup >= front[target].speedup / FAR_SLOWER))
+    known = [i for i, point in enumerate(front) if point.drop is not None]
+    by_speed = sorted(known, key=lambda i: front[i].speedup)
+    first = min(by_speed, key=lambda i: front[i].drop or 0.0)
+    slowest = max(front[target].speedup / FAR_SLOWER, front[first].speedup)
+    slower = [i for i in by_speed if slowest <= front[i].speedup < front[target].speedup and i != first]
+    picked = np.linspace(0, len(slower) - 1, min(MOST_BETWEEN, len(slower))).round().astype(int)
+    faster = [i for i in by_speed if front[i].speedup >= front[target].speedup and i != first]
+    return (first, *(slower[i] for i in picked), *faster)
 
 
 def certify_front(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,10 @@ from mpcompile.contract.operating_point import OperatingPoint
 MAX_POINTS = 16
 USEFUL_LOSS = 0.02
 """Points that lose more than this beyond the best one are kept to show the end of the front, not to be used."""
+GAP = 1.2
+"""Times that neighbours on a front may differ by without another point between them."""
+SMALL_LOSS = 0.01
+"""A difference of losses that some hundred texts do not tell."""
 NEAR = (0.6, 1.15)
 """Times of points that count as near a target, over the target's: those that may be taken for it once measured."""
 
@@ -42,6 +48,29 @@ def pareto_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         if not front or candidate.loss < front[-1].loss:
             front.append(candidate)
     return tuple(reversed(front))
+
+
+def bridge(front: Sequence[Candidate], candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """A front with candidates in its gaps that are beaten by less than texts can tell.
+
+    A fast point that happens to lose hardly more on these texts than one that takes twice its time leaves nothing
+    between them on the front; on other texts it may lose more than is allowed.
+
+    Args:
+        front: slowest first.
+        candidates: all there are.
+
+    Returns:
+        Slowest first: the front, and between two of its points the least lossy candidates about `GAP` apart in time.
+    """
+    between = []
+    for slow, fast in itertools.pairwise(front):
+        steps = math.floor(math.log(slow.seconds / fast.seconds) / math.log(GAP))
+        edges = np.geomspace(fast.seconds, slow.seconds, max(steps, 1) + 1)[1:]
+        for low, high in itertools.pairwise(edges):
+            inside = [c for c in candidates if low <= c.seconds < high and c.loss <= fast.loss + SMALL_LOSS]
+            between += [min(inside, key=lambda c: (c.loss, c.seconds))] if inside else []
+    return tuple(sorted((*front, *between), key=lambda c: -c.seconds))
 
 
 def thin(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.compile.choose.candidates import Candidate, pareto_front, thin
+from mpcompile.compile.choose.candidates import Candidate, bridge, pareto_front, thin
 from mpcompile.compile.choose.exit_thresholds import fill_gaps, search_thresholds
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.pricing import PRICES, Pricer
@@ -92,4 +92,4 @@ class PointSearch:
             everyone = np.array([0.0] * (len(exits) - 1) + [2.0])  # the end of the front: all run to the last layer
             for thresholds in (*solved, everyone, *fill_gaps(table, [*solved, everyone])):
                 candidates.append(self._pricer.candidate(held_out, table, exits, thresholds))
-        return thin(pareto_front(candidates), self._full_s / target_gain, aim.seconds)
+        return thin(bridge(pareto_front(candidates), candidates), self._full_s / target_gain, aim.seconds)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpcompile.compile.texts.examples import Examples, Label, explain_classes, labels_to_ids, shorten
 from mpcompile.contract.task import SEPARATOR, Task
-from mpcompile.errors import DataError
+from mpcompile.errors import CaptureError, DataError
 
 _LEAST_TEXTS = 16
 """From this many labels on, all being alike is taken for a mistake."""
@@ -47,6 +47,7 @@ def read_labels(examples: Examples, task: Task, id2label: Mapping[int, str], nam
                 "column."
             )
     if task.kind == "single_label":
+        _refuse_sets(examples, id2label, name)
         return labels_to_ids(examples.labels, id2label, lambda row: _place(examples, name, row))
     places = [_place(examples, name, row) for row in range(len(examples))]
     if task.kind == "multi_label":
@@ -70,6 +71,40 @@ def check_labels(examples: Examples, task: Task, id2label: Mapping[int, str], na
         f"{name}: all {len(labels)} are {shorten(examples.labels[0])}; at least two different ones are needed to "
         "measure anything: give texts of every kind (is the file sorted by label?), or leave the labels out"
     )
+
+
+def check_names(id2label: Mapping[int, str], num_outputs: int) -> None:
+    """Refuses names that do not tell the classes of a model apart.
+
+    Raises:
+        CaptureError: when ids are not 0 to `num_outputs` - 1, or two classes have one name.
+    """
+    if sorted(id2label) != list(range(num_outputs)):
+        renamed = dict(enumerate(id2label[i] for i in sorted(id2label)))
+        raise CaptureError(
+            f"id2label: ids {shorten(sorted(id2label))}; the model has {num_outputs} outputs, 0 to {num_outputs - 1}, "
+            f"and each needs a name. If they stand in order: model.config.id2label = {shorten(renamed)}"
+        )
+    for i, name in id2label.items():
+        first = next(j for j, other in id2label.items() if other == name)
+        if first != i:
+            raise CaptureError(
+                f"id2label: classes {first} and {i} are both called {name!r}, so that answers and labels do not say "
+                "which one is meant; give each a name of its own in model.config.id2label (and label2id)"
+            )
+
+
+def _refuse_sets(examples: Examples, id2label: Mapping[int, str], name: str) -> None:
+    """Refuses sets of labels of a model that does not say that it knows several at once."""
+    names = {str(class_name): i for i, class_name in id2label.items()}
+    for row, label in enumerate(examples.labels or ()):
+        parts = _split(label, names)
+        if len(parts) > 1 and all(str(part) in names for part in parts):
+            raise DataError(
+                f"{_place(examples, name, row)}: {shorten(label)} are several labels, and the model's config says "
+                "nothing of several at once: set model.config.problem_type = 'multi_label_classification' and save the "
+                "model again, or give one label for each text"
+            )
 
 
 def _place(examples: Examples, name: str, row: int) -> str:

@@ -17,6 +17,26 @@ NUM_COMPARED = 32
 ANY_TEXTS = ("", "One sentence, and 2 numbers: 3.5?")
 
 
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses a tokenizer with tokens that the model has no embedding of.
+
+    Args:
+        tokenizer: of the model.
+        vocab_size: rows of the table of embeddings.
+
+    Raises:
+        SettingError: when it has.
+    """
+    beyond = {i: token for token, i in tokenizer.backend.get_vocab(with_added_tokens=True).items() if i >= vocab_size}
+    if beyond:
+        first = min(beyond)
+        raise SettingError(
+            f"tokenizer: {beyond[first]!r} is token {first}, and the model has {vocab_size} embeddings, 0 to "
+            f"{vocab_size - 1}: {len(beyond)} tokens of the tokenizer lie beyond. Give the tokenizer that the model "
+            f"was trained with, or train it after model.resize_token_embeddings({max(beyond) + 1})"
+        )
+
+
 def check_tokenization(tokenizer: Tokenizer, theirs: PreTrainedTokenizerBase, examples: Examples | None) -> None:
     """Refuses a tokenizer that transformers runs otherwise than the tokenizers library alone.
 

@@ -1,6 +1,7 @@
 """Tests of the original model: it is timed at its best."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mpcompile.compile import original as source
-from mpcompile.compile.original import Original
+from mpcompile.compile.original import Original, open_original
 
 
 def test_original_may_take_all_cores_whatever_torch_is_set_to(
@@ -29,3 +30,20 @@ def test_model_that_returns_tuples_is_answered_for(tiny_bert: PreTrainedModel) -
     model.config.return_dict = False
     assert isinstance(model(**inputs), tuple)
     np.testing.assert_array_equal(Original(model, None, "").run(inputs), expected)
+
+
+def test_folder_without_a_vocabulary_has_no_tokenizer_and_says_what_was_looked_for(
+    tiny_bert: PreTrainedModel, tmp_path: Path
+) -> None:
+    tiny_bert.save_pretrained(tmp_path)
+    original = open_original(tmp_path, None)
+    assert original.tokenizer is None
+    assert original.missing.startswith("looked for tokenizer.json, vocab.txt, ")
+
+
+def test_tokenizer_that_cannot_be_loaded_says_why(tiny_bert: PreTrainedModel, tmp_path: Path) -> None:
+    tiny_bert.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    original = open_original(tmp_path, None)
+    assert original.tokenizer is None
+    assert original.missing.startswith("AutoTokenizer says: ")

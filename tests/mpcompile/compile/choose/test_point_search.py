@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcompile.compile.choose.candidates import MAX_POINTS, NEAR, USEFUL_LOSS, Candidate, pareto_front, thin
+from mpcompile.compile.choose.candidates import MAX_POINTS, NEAR, USEFUL_LOSS, Candidate, bridge, pareto_front, thin
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.point_search import AIM, PointSearch
 from mpcompile.compile.choose.pricing import Pricer
@@ -217,3 +217,31 @@ def test_points_near_a_target_are_kept() -> None:
     assert len(near) >= MAX_POINTS // 2 - 3
     assert len(thin(front, target_s)) <= MAX_POINTS
     assert (thin(front, target_s)[0], thin(front, target_s)[-1]) == (front[0], front[-1])
+
+
+def test_gap_of_the_front_is_bridged_by_points_that_are_hardly_beaten() -> None:
+    slow, fast = candidate(10.0, 0.0), candidate(2.0, 0.001)
+    between = [candidate(4.0, 0.004), candidate(4.05, 0.006), candidate(8.0, 0.002), candidate(6.0, 0.1)]
+    everyone = [slow, fast, *between]
+    assert bridge(pareto_front(everyone), everyone) == (slow, between[2], between[0], fast)
+
+
+def test_front_without_gaps_stays_as_it_is() -> None:
+    front = long_front(10, 0.01)
+    assert bridge(front, [*front, candidate(95.0, 0.0001)]) == front
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(rows=candidates)
+def test_bridged_front_holds_the_front_and_is_slowest_first(rows: list[Candidate]) -> None:
+    front = pareto_front(rows)
+    bridged = bridge(front, rows)
+    assert {id(row) for row in front} <= {id(row) for row in bridged}
+    assert [row.seconds for row in bridged] == sorted((row.seconds for row in bridged), reverse=True)
+    assert len({id(row) for row in bridged}) == len(bridged)
+
+
+def test_thinned_front_keeps_the_point_that_was_aimed_at() -> None:
+    front = long_front(80, 0.001)
+    for aimed in range(5, 40, 7):
+        assert front[aimed] in thin(front, 50.0, front[aimed].seconds)

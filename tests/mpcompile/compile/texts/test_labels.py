@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mpcompile.compile.texts.examples import Examples, load_examples
-from mpcompile.compile.texts.labels import check_labels, read_labels
+from mpcompile.compile.texts.labels import check_labels, check_names, read_labels
 from mpcompile.contract.task import Task
-from mpcompile.errors import DataError
+from mpcompile.errors import CaptureError, DataError
 
 NAMES = {0: "sport", 1: "war", 2: "art"}
 SINGLE, MULTI, SCORE = Task("single_label", 3), Task("multi_label", 3), Task("regression", 1)
@@ -122,3 +122,27 @@ def test_labels_that_are_all_alike_are_refused(task: Task, label: Any) -> None:
 
 def test_few_labels_may_be_alike() -> None:
     check_labels(load_examples(["a"] * 3, ["war"] * 3), SINGLE, NAMES, "labels of test")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {1: "a", 2: "b", 3: "c"},
+            r"ids \[1, 2, 3\]; the model has 3 outputs, 0 to 2.*= \{0: 'a', 1: 'b', 2: 'c'\}",
+        ),
+        ({0: "a", 2: "c", 5: "b"}, r"ids \[0, 2, 5\]"),
+        ({0: "a", 1: "b"}, r"ids \[0, 1\]; the model has 3 outputs"),
+        ({0: "a", 1: "b", 2: "a"}, r"classes 0 and 2 are both called 'a'"),
+    ],
+)
+def test_names_that_do_not_tell_classes_apart_are_refused(names: dict[int, str], message: str) -> None:
+    check_names(NAMES, 3)
+    with pytest.raises(CaptureError, match=message):
+        check_names(names, 3)
+
+
+@pytest.mark.parametrize("label", ["sport;art", ["sport", "art"]])
+def test_several_labels_of_a_model_that_does_not_say_so_are_refused_with_what_to_set(label: Any) -> None:
+    with pytest.raises(DataError, match=r"several labels.*problem_type = 'multi_label_classification'"):
+        read(SINGLE, ["war", label])

@@ -7,7 +7,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from mpcompile.compile.texts.examples import Examples
-from mpcompile.compile.texts.tokenization import check_tokenization
+from mpcompile.compile.texts.tokenization import check_tokenization, check_vocabulary
 from mpcompile.errors import SettingError
 from mpcompile.runtime.tokens import Tokenizer
 from tests.models import WORDS, build_tokenizer
@@ -54,3 +54,15 @@ def test_normalizer_of_the_backend_is_taken_over() -> None:
     theirs = build_tokenizer()
     theirs.backend_tokenizer.normalizer = normalizers.Lowercase()
     check_tokenization(Tokenizer.from_transformers(theirs, 12), theirs, Examples(("BAN Del",)))
+
+
+def test_token_without_an_embedding_is_refused_with_both_sizes() -> None:
+    theirs = build_tokenizer()
+    size = len(theirs)
+    check_vocabulary(Tokenizer.from_transformers(theirs, 12), size)
+    theirs.add_tokens(["<url>", "<user>"])
+    with pytest.raises(
+        SettingError,
+        match=rf"'<url>' is token {size}, and the model has {size} embeddings.*: 2 tokens.*_embeddings\({size + 2}\)",
+    ):
+        check_vocabulary(Tokenizer.from_transformers(theirs, 12), size)
