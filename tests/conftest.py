@@ -1,6 +1,7 @@
 """Fixtures: tiny models with random weights, a tokenizer that fits the BERT among them, and texts."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ from tests.models import (
 
 # pytest hands everything that torch traces to its log where this logger keeps to itself, which slows exports down.
 logging.getLogger("torch.__trace").propagate = True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pauses() -> Iterator[None]:
+    """Times systems without pauses between them: how long something takes is not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpcompile.cost.timing.PAUSE_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

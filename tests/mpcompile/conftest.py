@@ -200,9 +200,10 @@ def capture_anew(capture_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def timing_few_batches() -> Iterator[None]:
-    """Jobs time three batches, however fast the model is: what they measure is not looked at."""
+    """Jobs time three batches twice, however fast the model is: what they measure is not looked at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpcompile.compile.measure.workload.MAX_BATCHES", MIN_BATCHES)
+        patch.setattr("mpcompile.compile.measure.front.FRONT_RUNS", 2)
         yield
 
 

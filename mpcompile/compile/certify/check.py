@@ -18,6 +18,8 @@ NOTABLE_LOSS = 0.005
 """Loss that is warned of where texts show beyond doubt that it is larger: half a point."""
 DOUBT = 0.01
 """Probability of what counts as beyond doubt, by chance."""
+LEAST_TEXTS = 20
+"""Texts from which on chance is told from knowledge."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def check_point(
     checked = Checked()
     if held_out is not None:
         checked = _compare(index, held_out)
+        checked = dataclasses.replace(checked, warnings=(*_warn_of_chance(held_out.part), *checked.warnings))
         shared = 1.0 - (1.0 - confidence) / held_out.num_asked
         checked = dataclasses.replace(checked, certified_drop=held_out.count(index).bound_drop(shared))
     if on_test is not None:
@@ -108,6 +111,20 @@ def bound_loss_from_below(counts: Counts) -> float:
 
 def _accuracy_of_original(part: TextPart) -> float:
     return float(1.0 - part.task.differs(part.original_answer, part.truth).mean())
+
+
+def _warn_of_chance(part: TextPart) -> tuple[str, ...]:
+    """Warns of an original that is right no more often than one that always gives the commonest label."""
+    if not part.has_accuracy or part.task.kind != "single_label" or len(part.encoded) < LEAST_TEXTS:
+        return ()
+    right, commonest = _accuracy_of_original(part), float(np.bincount(part.truth).max() / len(part.encoded))
+    if right > commonest:
+        return ()
+    return (
+        f"the original answers {100 * right:.1f}% of the held-out texts right, and always giving the commonest label "
+        f"would be right on {100 * commonest:.1f}%: do model, tokenizer and the order of labels (id2label) belong "
+        "together?",
+    )
 
 
 def _warn_of_known_texts(held_out: TextPart, test: TextPart) -> tuple[str, ...]:
