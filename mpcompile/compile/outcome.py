@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,12 +21,11 @@ from mpcompile.compile.measure.workload import Traffic
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.parts import Texts
 from mpcompile.contract.backend import Target
-from mpcompile.contract.front import Choice, MeasuredPoint, choose_point, describe_front
+from mpcompile.contract.front import MAX_NOISE, Choice, MeasuredPoint, choose_point, describe_front
 from mpcompile.errors import TargetUnreachable
 from mpcompile.report.pyramid import count_pyramid
 from mpcompile.report.records import SampleText
 from mpcompile.report.report import Report, split_gain
-from mpcompile.runtime.cores import count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +167,7 @@ def _list_notes(settings: Settings, model: Model, outcome: Outcome, parts: Texts
         notes.append(f"{settings.max_texts} of {parts.num_given} texts were drawn (max_texts)")
     if not model.task.has_exits:
         notes.append(model.task.explain_no_exits())
-    return (*notes, *_busy_notes(), *outcome.timed.notes)
+    return (*notes, *_busy_notes(outcome.point), *outcome.timed.notes)
 
 
 def _list_warnings(outcome: Outcome, checked: Checked) -> tuple[str, ...]:
@@ -222,13 +220,11 @@ def find_versions() -> dict[str, str]:
     return versions
 
 
-def _busy_notes() -> list[str]:
-    """A note when other processes used the machine, too: torch's OpenMP suffers from that far more than OpenVINO."""
-    if not hasattr(os, "getloadavg"):
-        return []
-    load, cores = os.getloadavg()[0], count_cores()
-    if load <= 1.25 * cores:
-        return []
-    return [
-        f"the machine was busy (load {load:.1f} on {cores} cores): measured times are not to be trusted; run it again"
-    ]
+def _busy_notes(point: MeasuredPoint) -> tuple[str, ...]:
+    """A note where repeated timings of the same calls differ by more than a target may be missed by."""
+    if point.noise <= MAX_NOISE:
+        return ()
+    return (
+        f"the machine was busy: timed again and again, the speedup differs by {point.noise:.0%} (half the distance of "
+        "the quartiles); run it again where nothing else runs",
+    )
