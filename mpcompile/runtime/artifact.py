@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -241,12 +242,25 @@ def replace_directory(target: Path) -> Iterator[Path]:
         raise ArtifactError(f"{target}: cannot be written: {error}") from error
     try:
         yield temporary
-        temporary.chmod(0o755)
+        _apply_umask(temporary)
         _swap(temporary, target)
     except OSError as error:
         raise ArtifactError(f"{target}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _apply_umask(directory: Path) -> None:
+    """Gives a directory and all in it what new files get here: safetensors and tempfile give other users nothing."""
+    probe = directory / ".probe"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in (directory, *directory.rglob("*")):
+        if path.is_dir():
+            path.chmod(mode | 0o700 | (mode & 0o044) >> 2)
+        elif not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
 
 
 def _remove_stale(target: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -444,3 +445,24 @@ def test_precision_that_the_machine_lacks_runs_in_f32(artifact: Path, monkeypatc
     model = mpcompile.load(artifact)
     assert {segment.precision for segment in model.runtime.segments} == {"f32"}
     assert "does not run bf16 natively" in str(model.report)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_others_may_read_an_artifact_where_they_may_read_new_files(
+    tmp_path: Path, umask: int, file_mode: int, folder_mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with replace_directory(tmp_path / "out") as folder:
+            (folder / "model").mkdir()
+            for name in ("manifest.json", "exits.safetensors", "model/model.safetensors"):
+                (folder / name).write_text("{}")
+                (folder / name).chmod(0o600)  # as safetensors leaves them
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {file_mode}
+    assert stat.S_IMODE((tmp_path / "out" / "model").stat().st_mode) == folder_mode
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == folder_mode
+    assert len(list((tmp_path / "out").iterdir())) == 3
