@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import systems as peers
 from result_files import describe_machine, slug, write_result
-from smoke import run_or_smoke
+from smoke import parse_or_smoke, run_or_smoke
 from systems import System
 from transformers.utils import logging as transformers_logging
 
@@ -106,11 +106,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache-dir", type=Path, default=None)
     parser.add_argument("--skip", nargs="*", default=[], help="systems to leave out")
-    parser.add_argument("--smoke", action="store_true", help="a minute on a small untrained model, nothing kept")
-    options = parser.parse_args()
-    if not options.smoke and None in (options.model, options.train, options.test):
-        parser.error("--model, --train and --test are needed (or --smoke)")
-    return options
+    return parse_or_smoke(parser, "model", "train", "test")
 
 
 def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:

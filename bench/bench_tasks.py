@@ -21,20 +21,20 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import systems as peers
 from fronts import draw_fronts
-from result_files import describe_machine, slug, write_result
-from smoke import run_or_smoke
+from result_files import describe_machine, resume, slug, write_result
+from smoke import parse_or_smoke, run_or_smoke
 from systems import System
 from transformers.utils import logging as transformers_logging
 
@@ -108,12 +108,7 @@ def main() -> None:
 def _bench(options: argparse.Namespace) -> None:
     done = []
     for task in [Task(**values) for values in json.loads(options.tasks.read_text("utf-8"))]:
-        kept = options.work / f"{task.name}.json"
-        if kept.is_file():
-            print(f"{task.name}: found in {kept}", file=sys.stderr)
-        else:
-            _keep(kept, _bench_task(task, options))
-        done.append(json.loads(kept.read_text("utf-8")))
+        done.append(resume(options.work / f"{task.name}.json", partial(_bench_task, task, options)))
     result = {
         **describe_machine(), "command": " ".join(["python", *sys.argv]), "max_drop": options.max_drop,
         "summary": summarise(done), "tasks": done,
@@ -121,13 +116,6 @@ def _bench(options: argparse.Namespace) -> None:
     path = options.out / f"{options.name}_{slug()}.json"
     write_result(path, result, format_table(result))
     draw_fronts(done, path.with_suffix(".png"))
-
-
-def _keep(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(values), "utf-8")
-    os.replace(unfinished, path)
 
 
 def _bench_task(task: Task, options: argparse.Namespace) -> dict[str, Any]:
@@ -321,11 +309,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--texts-per-run", type=int, default=128, help="texts in a timed run")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cache-dir", type=Path, default=None)
-    parser.add_argument("--smoke", action="store_true", help="a minute on a small untrained model, nothing kept")
-    options = parser.parse_args()
-    if not options.smoke and options.tasks is None:
-        parser.error("--tasks is needed (or --smoke)")
-    return options
+    return parse_or_smoke(parser, "tasks")
 
 
 def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:

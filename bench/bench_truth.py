@@ -15,11 +15,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from result_files import describe_machine, slug, write_result
-from smoke import run_or_smoke
+from result_files import describe_machine, resume, slug, write_result
+from smoke import parse_or_smoke, run_or_smoke
 
 import mpcompile
 from mpcompile.compile.measure.benchmark import benchmark_artifact
@@ -61,24 +62,18 @@ def main() -> None:
     parser.add_argument("--max-test", type=int, default=2000, help="test texts that are read, drawn at random")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cache-dir", type=Path, default=None)
-    parser.add_argument("--smoke", action="store_true", help="a minute on a small untrained model, nothing kept")
-    options = parser.parse_args()
-    if not options.smoke and options.tasks is None:
-        parser.error("--tasks is needed (or --smoke)")
+    options = parse_or_smoke(parser, "tasks")
     logging.basicConfig(level=logging.WARNING)
     run_or_smoke(options, _bench, _smoke_options)
 
 
 def _bench(options: argparse.Namespace) -> None:
-    options.work.mkdir(parents=True, exist_ok=True)
     rows = []
     for task in (Claim(**values) for values in json.loads(options.tasks.read_text())):
         for batch_size in options.batch_size:
             for way in options.ways:
                 done = options.work / f"{task.name}_{batch_size}_{way}.json"
-                if not done.exists():
-                    done.write_text(json.dumps(_compare(task, batch_size, way, options)))
-                rows.append(json.loads(done.read_text()))
+                rows.append(resume(done, partial(_compare, task, batch_size, way, options)))
     result = {**describe_machine(), "command": " ".join(["python", *sys.argv]), "rows": rows}
     write_result(options.out / f"truth_{slug()}.json", result, format_table(result))
 

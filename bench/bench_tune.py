@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from result_files import describe_machine, slug, write_result
-from smoke import run_or_smoke
+from smoke import parse_or_smoke, run_or_smoke
 
 import mpcompile
 from mpcompile.compile.texts.examples import Examples, labels_to_ids, load_examples
@@ -63,12 +63,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--name", default="tune")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
-    parser.add_argument("--smoke", action="store_true", help="the smallest run; writes nothing that stays")
-    options = parser.parse_args()
-    missing = [name for name in ("artifact", "texts", "test") if getattr(options, name) is None]
-    if missing and not options.smoke:
-        parser.error(f"--{missing[0]}: needed, unless it is a --smoke run")
-    return options
+    return parse_or_smoke(parser, "artifact", "texts", "test")
 
 
 def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:

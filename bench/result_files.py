@@ -7,10 +7,13 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from mpcompile.runtime.cores import count_cores
 
@@ -46,6 +49,19 @@ def slug() -> str:
     """Hardware and date, as result files are named."""
     cpu = re.sub(r"[^a-z0-9]+", "-", f"{_cpu()}-{count_cores()}-cores".lower()).strip("-")
     return f"{cpu}_{datetime.now(UTC):%Y-%m-%d}"
+
+
+def resume(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier run left in a file, or what is measured now and left there, whole or not at all."""
+    if path.is_file():
+        print(f"{path.stem}: found in {path}", file=sys.stderr)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(measure()), "utf-8")
+        os.replace(unfinished, path)
+    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return values
 
 
 def write_result(path: Path, result: dict[str, object], table: str) -> None:

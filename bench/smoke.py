@@ -40,6 +40,21 @@ def run_or_smoke(
         run(argparse.Namespace(**{**vars(options), **smaller}))
 
 
+def parse_or_smoke(parser: argparse.ArgumentParser, *needed: str) -> argparse.Namespace:
+    """Adds `--smoke` to a parser and parses.
+
+    Args:
+        parser: of the benchmark.
+        needed: options that only a smoke run does without.
+    """
+    parser.add_argument("--smoke", action="store_true", help="a minute on a small untrained model, nothing kept")
+    options = parser.parse_args()
+    missing = [f"--{name}" for name in needed if getattr(options, name) is None]
+    if missing and not options.smoke:
+        parser.error(f"{', '.join(missing)}: needed (or --smoke)")
+    return options
+
+
 def write_smoke_inputs(folder: Path) -> None:
     """Writes `model/`, two layers of the demo encoder with an untrained classifier, and two csv files of docstrings.
 

@@ -219,7 +219,7 @@ def choose_systems(experiment: Experiment, max_drop: float) -> tuple[System, ...
 def choose_exits(experiment: Experiment, held_out: HeldOut, max_drop: float) -> OperatingPoint:
     """The exits and their thresholds that are predicted to be fastest and lose at most so much; else lose least."""
     part = experiment.choosing
-    allowed = float(part.task.differs(part.original_answer, part.truth).mean()) + max_drop
+    allowed = float(part.original_loss.mean()) + max_drop
     found = []
     for size in (1, 32):
         pricer = Pricer(part.truth, part.lengths, experiment.cost, size, experiment.target.precision, part.task)
@@ -359,8 +359,7 @@ def _drop(experiment: Experiment, held_out: HeldOut, point: OperatingPoint) -> f
     for layer, threshold in itertools.zip_longest(exits[:-1], point.exit_thresholds):
         leaving = waiting & (held_out.entropy[layer] < threshold)
         answer[leaving], waiting = held_out.answer[layer][leaving], waiting & ~leaving
-    differs = part.task.differs
-    return float(differs(answer, part.truth).mean() - differs(part.original_answer, part.truth).mean())
+    return float(part.task.differs(answer, part.truth).mean() - part.original_loss.mean())
 
 
 def _first(test: Any, options: argparse.Namespace) -> np.ndarray:

@@ -27,7 +27,7 @@ class Timing:
     p10_s: float
     p50_s: float
     p90_s: float
-    run_s: tuple[float, ...] = ()
+    run_s: tuple[float, ...]
 
     @property
     def runs(self) -> int:

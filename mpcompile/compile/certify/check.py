@@ -110,7 +110,7 @@ def bound_loss_from_below(counts: Counts) -> float:
 
 
 def _accuracy_of_original(part: TextPart) -> float:
-    return float(1.0 - part.task.differs(part.original_answer, part.truth).mean())
+    return float(1.0 - part.original_loss.mean())
 
 
 def _warn_of_chance(part: TextPart) -> tuple[str, ...]:

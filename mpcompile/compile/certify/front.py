@@ -49,7 +49,7 @@ def count_needed(settings: Settings, point: Candidate, part: TextPart) -> int:
         part: texts for choosing, with the original's answers.
     """
     assert settings.max_drop is not None
-    original_loss = part.task.differs(part.original_answer, part.truth) if part.has_accuracy else None
+    original_loss = part.original_loss if part.has_accuracy else None
     counts = Counts.of(part.task.differs(point.answer, part.truth), original_loss)
     # A text more of each kind: where none was lost, that is not known to be impossible.
     lost, won = (counts.lost + 1) / counts.texts, None if counts.won is None else (counts.won + 1) / counts.texts

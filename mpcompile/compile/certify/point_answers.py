@@ -61,7 +61,7 @@ class PointAnswers:
     @property
     def original_loss(self) -> np.ndarray | None:
         """Whether the original errs, (N,) bool; None where it is its own measure."""
-        return self.part.task.differs(self.part.original_answer, self.part.truth) if self.part.has_accuracy else None
+        return self.part.original_loss if self.part.has_accuracy else None
 
     def count(self, index: int) -> Counts:
         """Texts on which a point and the original differ."""

@@ -153,7 +153,7 @@ def pick_offer(offers: Sequence[Sequence[Ranked]], target_speedup: float, max_dr
 
 
 def _expect(offer: Offer, part: TextPart, batch_size: int) -> list[Expected]:
-    original_loss = float(np.mean(part.task.differs(part.original_answer, part.truth)))
+    original_loss = float(np.mean(part.original_loss))
     unpruned_s = predict_whole(offer.chains[0].cost, part.lengths, batch_size) / batch_size
     return [
         Expected(offer.engine_gain * unpruned_s / candidate.seconds, candidate.loss - original_loss)

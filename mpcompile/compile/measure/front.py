@@ -223,4 +223,4 @@ def _losses(candidate: Candidate, part: TextPart | None) -> tuple[float | None, 
     if not part.has_accuracy:
         return None, agreement, 1.0 - agreement
     accuracy = float(1.0 - differs(candidate.answer, part.truth).mean())
-    return accuracy, agreement, float(1.0 - differs(part.original_answer, part.truth).mean()) - accuracy
+    return accuracy, agreement, float(1.0 - part.original_loss.mean()) - accuracy

@@ -29,8 +29,8 @@ USUAL_DROP = 0.02
 """Accuracy that may be lost where no `max_drop` says otherwise: two points."""
 USUAL_DISAGREEMENT = 0.05
 """Share of answers that may be other ones than the original's, where labels do not say which of the two is right: on
-each of the five tasks of `bench/results/tasks_amd-epyc-2-cores_2026-11-22.md` accuracy fell by less than half of the
-share of answers that differ."""
+each of the five tasks of `bench/results/tasks_amd-epyc-2-cores_2026-11-22.md` accuracy of mpcompile's points fell by
+less than half of the share of answers that differ."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ class TextPart:
     def truth(self) -> np.ndarray:
         """The right answers: labels that are classes, else the original's answers."""
         return self.labels if self.labels is not None and self.task.has_classes else self.original_answer
+
+    @property
+    def original_loss(self) -> np.ndarray:
+        """Whether the original errs, (N,) bool: nowhere where it is its own measure."""
+        return self.task.differs(self.original_answer, self.truth)
 
     @property
     def has_accuracy(self) -> bool:
