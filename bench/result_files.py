@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mpcompile.runtime.cores import count_cores
+from mpcompile.backends.cores import count_cores
 
 
 def describe_machine() -> dict[str, object]:

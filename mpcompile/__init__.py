@@ -54,7 +54,7 @@ _LAZY = {
 }
 
 
-def load(directory: str | Path, num_threads: int | None = None, cache_dir: Path | None = None) -> OptimizedModel:
+def load(directory: str | Path, num_threads: int | None = None, cache_dir: str | Path | None = None) -> OptimizedModel:
     """Reads an artifact.
 
     With the OpenVINO backend this imports neither torch nor transformers, unless an engine is stale (built by another

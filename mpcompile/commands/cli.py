@@ -37,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        from mpcompile.store.scratch import is_of_disk
+
+        if not is_of_disk(error):
+            raise
+        print(f"error: {error}: the disk takes no more; make room and run the same command again", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

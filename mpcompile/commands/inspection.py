@@ -12,12 +12,12 @@ from rich.table import Table
 
 from mpcompile.backends import BACKENDS, find_backend
 from mpcompile.backends import PACKAGES as OF_BACKENDS
+from mpcompile.backends.cores import count_cores
 from mpcompile.contract.task import Task
 from mpcompile.errors import MpcompileError
 from mpcompile.report.report import Report
 from mpcompile.report.tables import render
 from mpcompile.runtime.artifact import REPORT, read_manifest
-from mpcompile.runtime.cores import count_cores
 
 PACKAGES = ("mpcompile", *OF_BACKENDS, "transformers", "tokenizers", "safetensors", "numpy")
 

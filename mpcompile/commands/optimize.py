@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     import mpcompile
-    from mpcompile.runtime.artifact import check_target_directory
+    from mpcompile.runtime.directories import check_target_directory
 
     check_target_directory(options.out)
     silence_transformers()

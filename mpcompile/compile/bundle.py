@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,16 +33,17 @@ from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import (
     RECIPE,
     REPORT,
+    SEGMENTS,
+    copy_files,
     read_manifest,
     read_profile,
-    replace_directory,
     write_manifest,
     write_plans,
 )
+from mpcompile.runtime.directories import replace_directory
 from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 
-SEGMENTS = "segments"
 PRECISIONS = NATIVE[::-1]
 """Precisions of bundles, the fastest first; int8 is quantised for the CPU."""
 _CHECKED_BATCH = 4
@@ -172,7 +172,7 @@ def build_bundle(
         built.append((entry["plan"].tobytes(), EngineFacts.from_json(json.loads(entry["facts"].tobytes()))))
         on_progress(len(built) / len(manifest.segments))
     with replace_directory(directory) as temporary:
-        shutil.copytree(directory, temporary, dirs_exist_ok=True)
+        copy_files(directory, temporary)
         write_plans(temporary, [plan for plan, _ in built])
         write_manifest(temporary, dataclasses.replace(manifest, fingerprint=made))
     return tuple(facts for _, facts in built)

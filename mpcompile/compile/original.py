@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpcompile.backends.cores import count_cores
 from mpcompile.cost.timing import measure_interleaved
 from mpcompile.errors import CaptureError, SettingError
 from mpcompile.graph.sentence import Pooling, is_encoder, pool_mean, read_json_maybe, read_pooling_maybe
-from mpcompile.runtime.cores import count_cores
 from mpcompile.store.results import digest_arrays
 
 if TYPE_CHECKING:
@@ -65,12 +65,19 @@ class Original:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, undone at the end, module by module."""
+        """Evaluation mode and at most as many threads as there are cores, both undone at the end."""
+        import torch
+
+        threads, num_cores = torch.get_num_threads(), count_cores()
+        if num_cores < threads:  # torch does not know the quota of a container
+            torch.set_num_threads(num_cores)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             yield
         finally:
+            if num_cores < threads:
+                torch.set_num_threads(threads)
             for module, training in modes:
                 module.training = training
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import weakref
 from pathlib import Path
 
@@ -22,18 +21,20 @@ from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import BACKBONE, EXITS, MODEL, REPORT, Manifest, write_manifest, write_plans
 from mpcompile.runtime.model import OptimizedModel
 from mpcompile.runtime.requests import ModelSignature
+from mpcompile.store.scratch import explaining_scratch, make_scratch_directory
 
 
 def pack_model(job: Job, model: Model, built: Built, report: Report) -> OptimizedModel:
     """Writes the artifact into a temporary directory, which goes when the returned model does."""
-    directory = Path(tempfile.mkdtemp(prefix="mpcompile-"))
+    directory = make_scratch_directory()
     try:
-        missing = write_page_maybe(directory / PAGE, report)
-        report = report if missing is None else report.with_notes(missing)
         manifest = _describe(job, model, built)
-        _write(directory, job, model, built)
-        (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
-        write_manifest(directory, manifest)
+        with explaining_scratch():
+            missing = write_page_maybe(directory / PAGE, report)
+            report = report if missing is None else report.with_notes(missing)
+            _write(directory, job, model, built)
+            (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+            write_manifest(directory, manifest)
         packed = OptimizedModel(built.runtime, manifest.signature, report, job.tokenizer, directory)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)

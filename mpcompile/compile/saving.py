@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from mpcompile.compile.original import Original, open_original
 from mpcompile.errors import CaptureError
 from mpcompile.graph.capture import list_input_names
 from mpcompile.graph.sentence import is_encoder
+from mpcompile.store.scratch import is_of_disk, scratch_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,14 +46,16 @@ def check_saved(original: Original) -> None:
         CaptureError: when it does, or when it cannot be saved or loaded.
     """
     name = type(original.model).__name__
-    with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
+    with scratch_directory() as folder:
         try:
-            save_original(original.model, Path(folder))
+            save_original(original.model, folder)
         except Exception as error:  # transformers raises whatever the config and the weights raise
+            if is_of_disk(error):
+                raise
             raise CaptureError(f"{name}: cannot be saved: save_pretrained says: {error}") from error
         try:
             with _without_bars():
-                loaded = open_original(Path(folder), None)
+                loaded = open_original(folder, None)
         except CaptureError as error:
             raise CaptureError(f"{name}: cannot be loaded once it was saved: {error}") from error
     difference, largest = _compare(original, Original(loaded.model, None, name, original.pooling))

@@ -105,8 +105,8 @@ def optional(check: Check) -> Check:
 
 
 def to_path(value: Any) -> Any:
-    """A conversion that makes a path of a string and leaves anything else as it is."""
-    return Path(value) if isinstance(value, str) else value
+    """A conversion that makes a path of a string, `~` expanded, and leaves anything else as it is."""
+    return Path(value).expanduser() if isinstance(value, str | Path) else value
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,10 @@ tokenizer.json, tokenization.json
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 import shutil
-import stat
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,14 +27,15 @@ from mpcompile.contract.segment import Segment
 from mpcompile.contract.task import Task
 from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.runtime.requests import ModelSignature
+from mpcompile.runtime.tokens import SETTINGS_FILE, TOKENIZER_FILE
 
 FORMAT = "mpcompile"
 FORMAT_VERSION = 2
 MANIFEST, CHECKSUM, REPORT, RECIPE = "manifest.json", "manifest.sha256", "report.json", "recipe.json"
 EXITS, BACKBONE, MODEL = "exits.safetensors", "backbone.safetensors", "model"
-_STALE_S = 3600.0
-_LOOKS = 20
-_FOREIGN = "exists and is not an artifact of mpcompile; choose another folder or remove it"
+SEGMENTS = "segments"
+_FOLDERS = ("engines", MODEL, SEGMENTS)
+_OPTIONAL = (RECIPE, EXITS, BACKBONE, TOKENIZER_FILE, SETTINGS_FILE)
 _SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_names", "output_names", "precision")
 
 
@@ -117,7 +112,9 @@ def read_profile(values: Mapping[str, Mapping[str, int]] | None) -> Optimization
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Lists and hashes every file of a finished directory; the last thing that is written."""
-    files = {str(path.relative_to(directory)): _sha256(path) for path in _files(directory)}
+    own = (directory / MANIFEST, directory / CHECKSUM)
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path not in own)
+    files = {path.relative_to(directory).as_posix(): _sha256(path) for path in paths}
     values = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest.to_json(), "files": files}
     path = directory / MANIFEST
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
@@ -127,8 +124,11 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def read_manifest(directory: Path) -> Manifest:
     """Reads an artifact's manifest and checks every file against it.
 
+    Files of others that lie beside its own (`README.md`, `.gitattributes`, `.cache/`) are let alone.
+
     Raises:
-        ArtifactError: when it is no artifact, of a newer format, or one byte of one file differs.
+        ArtifactError: when it is no artifact, of a newer format, one byte of one file differs, or a file lies where
+            one of its own would be read.
     """
     values = _read_checked(directory)
     try:
@@ -143,10 +143,32 @@ def read_manifest(directory: Path) -> Manifest:
             raise ArtifactError(f"{path}: missing; copy the artifact again or optimize again")
         if _sha256(path) != expected:
             raise ArtifactError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}; copy the artifact again")
-    unknown = {str(path.relative_to(directory)) for path in _files(directory)} - set(files)
-    if unknown:
-        raise ArtifactError(f"{directory}: holds {sorted(unknown)[0]}, which {MANIFEST} does not list; remove it")
+    for name in sorted(_list_own_places(directory) - set(files)):
+        raise ArtifactError(f"{directory}: holds {name}, which {MANIFEST} does not list; remove it")
     return manifest
+
+
+def _list_own_places(directory: Path) -> set[str]:
+    """Files that lie where the files of an artifact do: not those that hubs, git and file managers leave anywhere."""
+    paths = [path.relative_to(directory) for folder in _FOLDERS for path in (directory / folder).rglob("*")]
+    paths = [path for path in paths if path.suffix != ".md" and not any(part.startswith(".") for part in path.parts)]
+    paths += [Path(name) for name in _OPTIONAL]
+    return {path.as_posix() for path in paths if (directory / path).is_file()}
+
+
+def list_files(directory: Path) -> tuple[str, ...]:
+    """Names of the files of an artifact, without what else lies in its folder; of a damaged one, none."""
+    try:
+        return (*json.loads((directory / MANIFEST).read_bytes())["files"], MANIFEST, CHECKSUM)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of an artifact, and none that lies beside them."""
+    for name in list_files(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
 
 
 def _read_checked(directory: Path) -> dict[str, Any]:
@@ -193,106 +215,6 @@ def write_plans(directory: Path, plans: Sequence[bytes]) -> None:
     folder.mkdir()
     for index, plan in enumerate(plans):
         plan_path(directory, index).write_bytes(plan)
-
-
-def check_target_directory(target: Path) -> None:
-    """Refuses to write over something that is not an artifact; to be called before slow work starts.
-
-    Raises:
-        ArtifactError: when `target` is a file, a folder with something else in it, or cannot be made.
-    """
-    if target.is_dir():
-        # Looked for again: another process may be replacing its artifact right now.
-        if _holds_files(target) and not _holds_artifact(target):
-            raise ArtifactError(f"{target}: {_FOREIGN}")
-    elif target.exists() and not _holds_artifact(target):
-        raise ArtifactError(f"{target}: {_FOREIGN}")
-    parent = next((path for path in target.absolute().parents if path.exists()), Path("/"))
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ArtifactError(f"{target}: cannot be written: {parent} is not a folder that you may write to")
-
-
-def _holds_files(target: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return any(target.iterdir())
-    return False
-
-
-def _holds_artifact(target: Path) -> bool:
-    for _ in range(_LOOKS):
-        if (target / MANIFEST).is_file() or not target.exists():
-            return True
-        time.sleep(0.01)
-    return False
-
-
-@contextlib.contextmanager
-def replace_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its place when the block ends without an error.
-
-    Raises:
-        ArtifactError: when `target` is there and no artifact, or cannot be written.
-    """
-    check_target_directory(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.writing-"))
-    except OSError as error:
-        raise ArtifactError(f"{target}: cannot be written: {error}") from error
-    try:
-        yield temporary
-        _apply_umask(temporary)
-        _swap(temporary, target)
-    except OSError as error:
-        raise ArtifactError(f"{target}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _apply_umask(directory: Path) -> None:
-    """Gives a directory and all in it what new files get here: safetensors and tempfile give other users nothing."""
-    probe = directory / ".probe"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in (directory, *directory.rglob("*")):
-        if path.is_dir():
-            path.chmod(mode | 0o700 | (mode & 0o044) >> 2)
-        elif not path.is_symlink():
-            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
-
-
-def _remove_stale(target: Path) -> None:
-    """Removes what a killed process left beside `target`; a write takes seconds, so an hour is long ago."""
-    for kind in ("writing", "old"):
-        for path in target.parent.glob(f".{target.name}.{kind}-*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _STALE_S:
-                    shutil.rmtree(path, ignore_errors=True)
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    """Puts a directory in the place of another; of several processes, the last one to come wins."""
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(target, old / "artifact")
-        os.rename(temporary, target)
-    except OSError as error:
-        # Another process put its artifact there in between: as if it had come right after this one.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _holds_artifact(target):
-            raise
-    finally:
-        with contextlib.suppress(OSError):
-            if not target.exists():
-                os.rename(old / "artifact", target)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _files(directory: Path) -> Sequence[Path]:
-    own = {directory / MANIFEST, directory / CHECKSUM}
-    return sorted(path for path in directory.rglob("*") if path.is_file() and path not in own)
 
 
 def _sha256(path: Path) -> str:

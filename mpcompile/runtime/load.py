@@ -30,7 +30,7 @@ Rebuild = Callable[[Path, Manifest, Target, Store], Chain]
 def load_artifact(
     directory: str | Path,
     num_threads: int | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     rebuild: Rebuild | None = None,
 ) -> OptimizedModel:
     """Reads an artifact; `mpcompile.load` is this function with what rebuilds engines where torch is installed.
@@ -67,7 +67,7 @@ def load_artifact(
         chain = manifest.segments, read_plans(path, manifest)
         notes.append(_explain_stale(path, manifest, backend, reason))
     else:
-        chain = rebuild(path, manifest, target, Store(cache_dir))
+        chain = rebuild(path, manifest, target, Store(None if cache_dir is None else Path(cache_dir).expanduser()))
         notes.extend([] if reason is None else [f"engines were rebuilt: {reason}"])
     for note in notes:
         logger.warning(note)

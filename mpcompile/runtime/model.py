@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +24,11 @@ from mpcompile.runtime.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+_IN_EACH_PROCESS = (
+    "engines belong to the process that loaded them. Call .save(folder) once and mpcompile.load(folder) in each "
+    "process, of a pool in its initializer"
+)
+
 
 @dataclass(frozen=True)
 class ClassifierOutput(Fields):
@@ -43,7 +48,8 @@ class ClassifierOutput(Fields):
 class OptimizedModel:
     """A model that does less work per input.
 
-    Made by `mpcompile.optimize` and `mpcompile.load`. Calls from several threads are answered one by one.
+    Made by `mpcompile.optimize` and `mpcompile.load`. Calls from several threads are answered one by one. Engines
+    belong to the process that loaded them: pickling, copying and calling it in a forked process raise SettingError.
 
     Args:
         runtime: engines and what runs them.
@@ -67,6 +73,7 @@ class OptimizedModel:
         self._directory = directory
         self.report = report
         self._current = report.chosen
+        self._process = os.getpid()
 
     @property
     def operating_points(self) -> tuple[MeasuredPoint, ...]:
@@ -186,6 +193,7 @@ class OptimizedModel:
         texts, text_pairs = _unzip(list(texts), text_pairs)
         if not texts:
             raise DataError("texts: empty; at least one text is expected")
+        self._check_process()
         encoded = self.tokenizer.encode(texts, text_pairs)
         result = answer_texts(self.runtime, self.operating_point.point, self.tokenizer, encoded, batch_size)
         return result.logits, result.exit_layer
@@ -199,14 +207,26 @@ class OptimizedModel:
         Raises:
             ArtifactError: when something else is there, or it cannot be written.
         """
-        from mpcompile.runtime.artifact import replace_directory
+        from mpcompile.runtime.artifact import copy_files
+        from mpcompile.runtime.directories import replace_directory
 
         target = Path(directory)
         with replace_directory(target) as temporary:
-            shutil.copytree(self._directory, temporary, dirs_exist_ok=True)
+            copy_files(self._directory, temporary)
         return target
 
+    def __reduce__(self) -> Any:
+        raise SettingError(f"{type(self).__name__}: cannot be pickled or copied: {_IN_EACH_PROCESS}")
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise SettingError(
+                f"{type(self).__name__}: was loaded in process {self._process} and is called in {os.getpid()}, which "
+                f"was forked from it and has none of its threads: {_IN_EACH_PROCESS}"
+            )
+
     def _run(self, inputs: dict[str, np.ndarray]) -> RunResult:
+        self._check_process()
         return self.runtime.run(inputs, self.operating_point.point)
 
     def __repr__(self) -> str:

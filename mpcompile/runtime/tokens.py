@@ -100,6 +100,9 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[TokenIds]:
         """Token ids and types of each text, unpadded.
 
+        A text without any token, which only tokenizers that add no [CLS] know, is one padding token: its answer is
+        the same whatever else is in the batch.
+
         Raises:
             DataError: when something is not a string.
         """
@@ -111,10 +114,12 @@ class Tokenizer:
                     raise DataError(f"{name}[{i}]: half a surrogate pair in {value[:40]!r}; valid Unicode is expected")
         given = list(texts) if text_pairs is None else list(zip(texts, text_pairs, strict=True))
         encodings = self.backend.encode_batch(given)
-        return [
-            TokenIds(np.array(e.ids, np.int64), np.array(e.type_ids if self.has_types else [0] * len(e.ids), np.int64))
-            for e in encodings
-        ]
+        return [self._to_arrays(encoding.ids, encoding.type_ids) for encoding in encodings]
+
+    def _to_arrays(self, ids: list[int], type_ids: list[int]) -> TokenIds:
+        if not ids:
+            ids, type_ids = [self.pad_id], [0]
+        return TokenIds(np.array(ids, np.int64), np.array(type_ids if self.has_types else [0] * len(ids), np.int64))
 
     def pad(self, encoded: Sequence[TokenIds]) -> dict[str, np.ndarray]:
         """A batch padded to its longest text: input_ids, attention_mask, token_type_ids, (B, S) int64."""

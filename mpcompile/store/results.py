@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import secrets
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ class Store:
     def __init__(self, directory: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
         self.directory = directory if directory is not None else platformdirs.user_cache_path("mpcompile")
         self._max_bytes = max_bytes
+        self._has_warned = False
 
     def fetch(self, key: Mapping[str, object], compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays stored under a key; computed and stored when there are none.
@@ -65,9 +67,10 @@ class Store:
     def find_maybe(self, key: Mapping[str, object]) -> dict[str, np.ndarray] | None:
         """The arrays stored under a key, or None."""
         path = self._path(key)
-        with contextlib.suppress(FileNotFoundError, SafetensorError):
+        with contextlib.suppress(OSError, SafetensorError):  # missing, damaged, of another user, or no folder at all
             arrays: dict[str, np.ndarray] = load_file(path)
-            os.utime(path)
+            with contextlib.suppress(OSError):
+                os.utime(path)
             logger.info("%s: taken from %s", key.get("kind"), path)
             return arrays
         return None
@@ -80,22 +83,23 @@ class Store:
         path = self._path(key)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.directory, prefix="writing-")
-            os.close(handle)
-            try:
-                save_file(arrays, name)
-                os.replace(name, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
+            replace_file(path, lambda name: save_file(arrays, name))
+        except (OSError, SafetensorError) as error:  # which costs the next run time, not this one its result
+            if not self._has_warned:
+                logger.warning(
+                    "%s: cannot store intermediate results (%s); they are computed again next time",
+                    self.directory,
+                    error,
+                )
+            self._has_warned = True
+            return
+        with contextlib.suppress(OSError):
             self._shrink()
-        except OSError as error:  # a full or read-only disk costs the next run time, not this one its result
-            logger.warning("%s: cannot store intermediate results (%s); they are computed again next time", path, error)
 
     def _shrink(self) -> None:
         entries = []
         for path in self.directory.glob("writing-*"):  # what a killed process left
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE_S:
                     path.unlink()
         for path in self.directory.glob("*.safetensors"):
@@ -107,6 +111,25 @@ class Store:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+def replace_file(path: Path, write: Callable[[str], None]) -> None:
+    """Lets `write` make a file beside `path`, which takes its place whole, with the permissions that new files get.
+
+    Args:
+        path: what is replaced.
+        write: writes the file of a name, which is there and empty.
+    """
+    name = path.with_name(f"writing-{secrets.token_hex(8)}")
+    try:
+        name.touch(exist_ok=False)
+        mode = stat.S_IMODE(name.stat().st_mode)
+        write(str(name))
+        name.chmod(mode)  # safetensors gives other users nothing
+        os.replace(name, path)
+    finally:
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
 
 
 def digest(key: Mapping[str, object]) -> str:

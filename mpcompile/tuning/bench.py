@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mpcompile.backends.cores import count_cores
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import OptimizationProfile
 from mpcompile.contract.version import VERSION
 from mpcompile.cost.timing import measure_interleaved
-from mpcompile.runtime.cores import count_cores
 from mpcompile.runtime.runtime import Runner
 from mpcompile.tuning.builder import BuiltVariant, VariantBuilder, strip_graphs
 from mpcompile.tuning.retiming import Times, retime

@@ -7,13 +7,14 @@ import dataclasses
 import io
 import logging
 import os
+import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mpcompile.errors import SettingError, TuningError
+from mpcompile.store.scratch import make_scratch_directory
 from mpcompile.tuning.bench import Bench, Job
 from mpcompile.tuning.measurer import MeasureFailed, Reply, attempt
 
@@ -36,10 +37,10 @@ class RemoteBench:
     """
 
     def __init__(self, archive: bytes, job: Job) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="mpcompile-")
+        self._folder = make_scratch_directory()
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(self._folder.name, filter="data")
-        self._bench = attempt(Bench, dataclasses.replace(job, directory=Path(self._folder.name)))
+            tar.extractall(self._folder, filter="data")
+        self._bench = attempt(Bench, dataclasses.replace(job, directory=self._folder))
 
     def call(self, method: str, arguments: Sequence[Any]) -> Reply:
         """Calls a method of the bench."""
@@ -49,7 +50,7 @@ class RemoteBench:
 
     def leave(self) -> None:
         """Removes the copy of the artifact."""
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class RayChannel:

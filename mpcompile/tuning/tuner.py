@@ -17,7 +17,8 @@ from mpcompile.contract.version import VERSION
 from mpcompile.errors import SettingError, TuningError
 from mpcompile.progress import StageProgress
 from mpcompile.report.report import Report
-from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, check_target_directory, read_manifest
+from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, read_manifest
+from mpcompile.runtime.directories import check_target_directory
 from mpcompile.store.results import digest
 from mpcompile.store.source import digest_source
 from mpcompile.store.studies.storage import find_default_url, hide_password

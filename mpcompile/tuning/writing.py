@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
 from mpcompile.report.page import PAGE, write_page_maybe
 from mpcompile.report.report import Report
-from mpcompile.runtime.artifact import EXITS, REPORT, Manifest, replace_directory, write_manifest, write_plans
+from mpcompile.runtime.artifact import EXITS, REPORT, Manifest, copy_files, write_manifest, write_plans
+from mpcompile.runtime.directories import replace_directory
 from mpcompile.tuning.builder import BuiltVariant
 from mpcompile.tuning.space import Machine
 
@@ -25,7 +25,7 @@ def copy_artifact(source: Path, target: Path) -> None:
     if target.resolve() == source.resolve():
         return
     with replace_directory(target) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        copy_files(source, temporary)
 
 
 def write_tuned(source: Path, target: Path, manifest: Manifest, report: Report, built: BuiltVariant) -> None:
@@ -41,7 +41,7 @@ def write_tuned(source: Path, target: Path, manifest: Manifest, report: Report, 
         ArtifactError: when the target holds something else, or cannot be written.
     """
     with replace_directory(target) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        copy_files(source, temporary)
         write_plans(temporary, built.plans)
         _keep_heads(temporary / EXITS, {segment.exit_layer for segment in built.segments})
         write_page_maybe(temporary / PAGE, report)

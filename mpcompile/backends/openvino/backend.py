@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import struct
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mpcompile.backends.cores import count_cores
 from mpcompile.contract.backend import BuildConfig, Engine, Samples
 from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import OptimizationProfile
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BackendError
+from mpcompile.store.scratch import scratch_directory
 
 try:
     import openvino
@@ -72,6 +73,10 @@ class OpenVinoBackend:
         return find_quantiser()
 
     def count_threads(self) -> int:
+        return min(self._own_threads, count_cores())
+
+    @functools.cached_property
+    def _own_threads(self) -> int:
         # OpenVINO decides when it compiles, by cores, sockets and hyperthreads: the smallest model asks it.
         parameter = openvino.opset13.parameter([1], np.float32)
         model = openvino.Model([openvino.opset13.relu(parameter)], [parameter])
@@ -94,9 +99,15 @@ class OpenVinoBackend:
 
             model = quantise(model, samples, f"segment {segment.index}")
             number_operations(model)
-        with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
-            path = Path(folder) / "segment.xml"
-            openvino.save_model(model, path, compress_to_fp16=False)
+        with scratch_directory() as folder:
+            path = folder / "segment.xml"
+            try:
+                openvino.save_model(model, path, compress_to_fp16=False)
+            except RuntimeError as error:
+                raise BackendError(
+                    f"segment {segment.index}: OpenVINO could not write its engine to {folder}: {error}; make room "
+                    "there, or set TMPDIR to a folder that has it"
+                ) from error
             xml = path.read_bytes()
             return _HEADER.pack(len(xml)) + xml + path.with_suffix(".bin").read_bytes()
 
@@ -114,6 +125,8 @@ class OpenVinoBackend:
         }
         if config.num_threads is not None:
             settings["INFERENCE_NUM_THREADS"] = config.num_threads
+        elif self.count_threads() < self._own_threads:  # it does not know the quota of a container
+            settings["INFERENCE_NUM_THREADS"] = self.count_threads()
         if config.num_streams > 1:
             # Of the segments of a chain each is a model of its own, so pinned streams of two would share a core.
             settings |= {"NUM_STREAMS": config.num_streams, "ENABLE_CPU_PINNING": False}

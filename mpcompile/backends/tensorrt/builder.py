@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from mpcompile.backends.tensorrt.build_log import EngineFacts, read_log
 from mpcompile.backends.tensorrt.loader import TensorRt, load_tensorrt
 from mpcompile.backends.tensorrt.profiles import Shapes
 from mpcompile.errors import BackendError
+from mpcompile.store.scratch import scratch_directory
 
 RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 """GPUs that TensorRT-RTX 1.7 builds for ahead of time."""
@@ -77,8 +77,7 @@ def build_engine(
     Raises:
         BackendError: when the builder refuses the model, dies or hangs, with its last words.
     """
-    with tempfile.TemporaryDirectory(prefix="mpcompile-") as directory:
-        folder = Path(directory)
+    with scratch_directory() as folder:
         (folder / _MODEL).write_bytes(model)
         (folder / _CACHE).write_bytes(timing_cache)
         (folder / _JOB).write_text(json.dumps({"profiles": list(profiles), "options": asdict(options)}))

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from mpcompile.store.results import digest, digest_arrays
+from mpcompile.store.results import digest, digest_arrays, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +59,7 @@ class Checkpoint:
         header = {"run": self._digest, "content": _digest(tensors), "progress": json.dumps(state.progress)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix="writing-")
-            os.close(handle)
-            try:
-                save_file(tensors, name, header)
-                os.replace(name, self.path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
+            replace_file(self.path, lambda name: save_file(tensors, name, header))
             self._sweep()
         except (OSError, SafetensorError) as error:
             logger.warning("%s: cannot keep a checkpoint (%s); if stopped, training starts anew", self.path, error)

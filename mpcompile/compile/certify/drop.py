@@ -152,7 +152,7 @@ def _exact(texts: int, lost: int, won: int, max_drop: float, confidence: float) 
     """
     spent = SPENT * (1.0 - confidence)
     highest_lost_rate = _upper(lost, texts, spent)
-    if highest_lost_rate < max_drop:
+    if highest_lost_rate <= max_drop:  # a rate equal to the limit of Clopper and Pearson is rejected, too
         return spent
     lowest, highest = max(0.0, -max_drop), min(highest_lost_rate - max_drop, (1.0 - max_drop) / 2)
     if highest <= lowest:

@@ -116,7 +116,8 @@ def labels_to_ids(
     themselves (``{0: "1", 1: "2"}``), numbers are names if all the labels are names, and ids if all of them are ids.
 
     Args:
-        labels: (N,) class names, or class ids as numbers or digits.
+        labels: (N,) class names, or class ids as numbers or digits; "1.0" is the id 1, as pandas writes ids where
+            one of them is missing.
         id2label: the model's ``config.id2label``.
         name: what error messages call ``labels``, or each of them.
 
@@ -126,8 +127,8 @@ def labels_to_ids(
     Raises:
         DataError: a label is not a class of the model.
     """
-    keys = [str(label) for label in labels]
     by_name = {str(class_name): int(class_id) for class_id, class_name in id2label.items()}
+    keys = [_name_or_id(str(label), by_name) for label in labels]
     by_id = {str(int(class_id)): int(class_id) for class_id in id2label}
     if any(_is_number(class_name) for class_name in by_name):
         tables = (by_name, by_id)
@@ -152,6 +153,13 @@ def explain_classes(key: str, by_name: Mapping[str, int]) -> str:
     elif all(class_name == f"LABEL_{class_id}" for class_name, class_id in by_name.items()):
         fix = f"These names are placeholders: use the class ids 0 to {len(by_name) - 1}, or set model.config.id2label."
     return f"The model has {len(by_name)} classes: {shown}{more}. {fix}"
+
+
+def _name_or_id(label: str, by_name: Mapping[str, int]) -> str:
+    """A label as the name or the digits that it is looked up by."""
+    whole, point, rest = label.strip().partition(".")
+    is_id = label not in by_name and point and _is_number(whole) and rest.strip("0") == "" and rest
+    return str(int(whole)) if is_id else label
 
 
 def _is_number(text: str) -> bool:

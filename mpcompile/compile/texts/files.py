@@ -22,6 +22,23 @@ logger = logging.getLogger(__name__)
 
 _CSV_FIELD_SIZE_LIMIT_CHARS = 2**31 - 1  # csv wants a C long, which has 32 bits on Windows
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SAVE_AS_UTF_8 = "is {0}, and UTF-8 is expected: convert it (`iconv -f {0} -t utf-8`)"
+_UNPACK = "is compressed with {0}: unpack it first (`{1}`)"
+_SIGNATURES = {
+    b"\xff\xfe\0\0": _SAVE_AS_UTF_8.format("UTF-32"),
+    b"\0\0\xfe\xff": _SAVE_AS_UTF_8.format("UTF-32"),
+    b"\xff\xfe": _SAVE_AS_UTF_8.format("UTF-16"),
+    b"\xfe\xff": _SAVE_AS_UTF_8.format("UTF-16"),
+    b"\x1f\x8b": _UNPACK.format("gzip", "gunzip"),
+    b"BZh": _UNPACK.format("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": _UNPACK.format("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": _UNPACK.format("zstd", "unzstd"),
+    b"PK\x03\x04": "is a zip archive, as xlsx files are, too: unpack it, or save the sheet as csv",
+    b"PAR1": "is a Parquet file: give it the extension .parquet",
+    b"\xd0\xcf\x11\xe0": "is an xls workbook: save the sheet as csv",
+}
+"""What files that are not text begin with, and what to do about them."""
+_COMPRESSED = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,8 @@ def read_table(path: Path) -> Table:
     if path.is_dir():
         raise DataError(f"{path}: is a directory. Give the path of one {_allowed_extensions()} file.")
     reader = _READERS.get(path.suffix.lower())
+    if path.suffix.lower() in _COMPRESSED:
+        raise DataError(f"{path}: is compressed: unpack it first (`{_COMPRESSED[path.suffix.lower()]}`).")
     if reader is None:
         raise DataError(
             f"{path}: unknown extension {path.suffix!r}, expected {_allowed_extensions()}. Convert the file to one."
@@ -103,20 +122,24 @@ def _read_csv(path: Path) -> Table:
 
 
 def _split_csv(path: Path, text: str) -> tuple[list[int], list[list[str]]]:
-    """Splits text that is not blank into rows, and says on which line each starts; blank lines are skipped."""
+    """Splits text that is not blank into rows, and says on which line each starts.
+
+    Blank lines are skipped; between the rows of a single column they are rows themselves, of an empty field.
+    """
     lines, rows = [], []
-    start_line = 1
+    start_line, filled = 1, 0
     with _large_csv_fields():
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
             for row in reader:
-                if row:
+                if row or (rows and len(rows[0]) == 1):
                     lines.append(start_line)
-                    rows.append(row)
+                    rows.append(row or [""])
+                    filled = len(rows) if row else filled
                 start_line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(_explain_csv_error(path, start_line, reader.line_num, str(error))) from error
-    return lines, rows
+    return lines[:filled], rows[:filled]
 
 
 def _explain_csv_error(path: Path, start_line: int, line: int, reason: str) -> str:
@@ -200,6 +223,11 @@ def _decode(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+    for signature, meaning in _SIGNATURES.items():
+        if content.startswith(signature):
+            raise DataError(f"{path}: {meaning}.")
+    if content[:100].count(b"\0") >= max(len(content[:100]) // 3, 1):
+        raise DataError(f"{path}: {_SAVE_AS_UTF_8.format('UTF-16')}.")
     content = content.removeprefix(_BYTE_ORDER_MARK)
     if not content.strip():
         raise DataError(f"{path}: the file is empty. It needs texts{_csv_header_hint(path)}.")

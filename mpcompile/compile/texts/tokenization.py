@@ -51,7 +51,7 @@ def check_tokenization(tokenizer: Tokenizer, theirs: PreTrainedTokenizerBase, ex
     for text, tokens, ids, types in zip(
         texts, tokenizer.encode(texts, pairs), expected["input_ids"], expected_types, strict=True
     ):
-        if tokens.ids.tolist() != ids or tokens.type_ids.tolist() != types:
+        if tokens.ids.tolist() != (ids or [tokenizer.pad_id]) or tokens.type_ids.tolist() != (types or [0]):
             ours, our_types = _shorten(tokens.ids.tolist()), _shorten(tokens.type_ids.tolist())
             raise SettingError(
                 f"tokenizer: {type(theirs).__name__} does more than its tokenizer.json says. To transformers "

@@ -1,9 +1,11 @@
 """Tests of artifacts: what is saved is what is loaded, and nothing damaged or foreign is."""
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import stat
 import subprocess
@@ -18,9 +20,10 @@ import pytest
 import mpcompile
 from mpcompile.backends.openvino.backend import OpenVinoBackend
 from mpcompile.contract.task import Task
-from mpcompile.errors import ArtifactError
+from mpcompile.errors import ArtifactError, SettingError
 from mpcompile.runtime import load as loading
-from mpcompile.runtime.artifact import CHECKSUM, MANIFEST, Manifest, read_manifest, replace_directory, write_manifest
+from mpcompile.runtime.artifact import CHECKSUM, MANIFEST, Manifest, read_manifest, write_manifest
+from mpcompile.runtime.directories import replace_directory
 from mpcompile.runtime.model import OptimizedModel
 from tests.paths import ROOT
 
@@ -172,11 +175,38 @@ def test_missing_file_is_found(copied: Path, name: str) -> None:
         mpcompile.load(copied)
 
 
-@pytest.mark.parametrize("name", ["extra.txt", "engines/2.plan", "model/pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["backbone.safetensors", "engines/2.plan", "model/pytorch_model.bin"])
 def test_file_that_the_manifest_does_not_list_is_refused(copied: Path, name: str) -> None:
     (copied / name).write_text("extra")
     with pytest.raises(ArtifactError, match=f"{name}.*remove it"):
         mpcompile.load(copied)
+
+
+BESIDE = [".gitattributes", "README.md", ".DS_Store", ".cache/huggingface/x.lock", "model/.DS_Store", "model/README.md"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_file_of_somebody_else_is_let_alone(copied: Path, name: str) -> None:
+    (copied / name).parent.mkdir(parents=True, exist_ok=True)
+    (copied / name).write_text("theirs")
+    mpcompile.load(copied)
+    assert (copied / name).read_text() == "theirs"
+
+
+def test_files_of_somebody_else_stay_where_an_artifact_is_replaced(artifact: Path, copied: Path) -> None:
+    (copied / ".git").mkdir()
+    (copied / ".git" / "HEAD").write_text("ref")
+    (copied / "README.md").write_text("theirs")
+    mpcompile.load(artifact).save(copied)
+    mpcompile.load(copied)
+    assert (copied / ".git" / "HEAD").read_text() == "ref"
+    assert (copied / "README.md").read_text() == "theirs"
+
+
+def test_files_of_somebody_else_are_not_saved_along(copied: Path, tmp_path: Path) -> None:
+    (copied / "notes.txt").write_text("theirs")
+    mpcompile.load(copied).save(tmp_path / "out")
+    assert not (tmp_path / "out" / "notes.txt").exists()
 
 
 def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -278,9 +308,9 @@ def test_save_makes_folders_on_the_way(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_save_over_an_artifact_replaces_it(artifact: Path, copied: Path) -> None:
-    (copied / "extra.txt").write_text("of the old one")
+    (copied / "engines" / "9.plan").write_text("of the old one")
     mpcompile.load(artifact).save(copied)
-    assert not (copied / "extra.txt").exists()
+    assert not (copied / "engines" / "9.plan").exists()
     mpcompile.load(copied)
 
 
@@ -466,3 +496,24 @@ def test_others_may_read_an_artifact_where_they_may_read_new_files(
     assert stat.S_IMODE((tmp_path / "out" / "model").stat().st_mode) == folder_mode
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == folder_mode
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_cache_folder_may_be_a_string(stale: Path, tmp_path: Path) -> None:
+    mpcompile.load(stale, cache_dir=str(tmp_path / "cache"))
+    assert (tmp_path / "cache").is_dir()
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_model_that_is_copied_says_what_to_do_instead(artifact: Path, make: Callable[[Any], Any]) -> None:
+    with pytest.raises(SettingError, match=r"cannot be pickled or copied.*mpcompile.load\(folder\) in each process"):
+        make(mpcompile.load(artifact))
+
+
+def test_model_that_is_called_in_a_forked_process_says_what_to_do_instead(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = mpcompile.load(artifact)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    for call in (lambda: loaded.predict(["ban"]), lambda: loaded(input_ids=[[2, 7, 3]])):
+        with pytest.raises(SettingError, match=r"forked .* mpcompile.load\(folder\) in each process, of a pool in its"):
+            call()

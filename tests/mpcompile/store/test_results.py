@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
+from mpcompile.store import results
 from mpcompile.store.results import Store, digest, digest_arrays
 from tests.paths import ROOT
 
@@ -107,6 +109,45 @@ def test_file_in_place_of_the_folder_costs_no_result(tmp_path: Path, caplog: pyt
     (tmp_path / "file").write_text("content")
     assert Store(tmp_path / "file").fetch(KEY, Counted(3.0))["a"][0] == 3.0
     assert "cannot store intermediate results" in caplog.text
+
+
+def test_full_disk_of_safetensors_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(results, "save_file", fail)
+    store = Store(tmp_path)
+    assert [store.fetch({**KEY, "number": n}, Counted(3.0))["a"][0] for n in range(3)] == [3.0, 3.0, 3.0]
+    assert caplog.text.count("cannot store intermediate results") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_entry_of_another_user_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path).fetch(KEY, Counted())
+
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(results, "load_file", fail)
+    assert Store(tmp_path).fetch(KEY, Counted(3.0))["a"][0] == 3.0
+
+
+def test_read_only_store_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path).fetch(KEY, Counted())
+
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", fail)
+    assert Store(tmp_path).fetch(KEY, refuse)["a"][0] == 1.0
+
+
+def test_entries_have_the_permissions_of_new_files(tmp_path: Path) -> None:
+    Store(tmp_path / "store").fetch(KEY, Counted())
+    (tmp_path / "new").touch()
+    assert entry(tmp_path / "store").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_entries_unused_for_longest_go_when_the_store_is_full(tmp_path: Path) -> None:

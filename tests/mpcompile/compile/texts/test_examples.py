@@ -1,7 +1,10 @@
 """Tests of examples, and of the readers of files they come from."""
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +156,36 @@ def test_csv_defect_is_named_with_its_line(tmp_path: Path, content: str | bytes,
     assert expected in message
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text\na\n".encode("utf-16"), "is UTF-16, and UTF-8 is expected"),
+        ("text\na\n".encode("utf-16-be"), "is UTF-16, and UTF-8 is expected"),
+        ("text\na\n".encode("utf-16-le"), "is UTF-16, and UTF-8 is expected"),
+        ("text\na\n".encode("utf-32"), "is UTF-32, and UTF-8 is expected"),
+        (gzip.compress(b"text\na\n"), "is compressed with gzip: unpack it first (`gunzip`)"),
+        (bz2.compress(b"text\na\n"), "is compressed with bzip2"),
+        (lzma.compress(b"text\na\n"), "is compressed with xz"),
+        (b"PK\x03\x04" + bytes(20), "is a zip archive"),
+        (b"PAR1" + bytes(20), "is a Parquet file: give it the extension .parquet"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_file_that_is_no_utf_8_text_is_named_as_what_it_is(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    assert expected in fail(write(tmp_path, name, content))
+
+
+def test_compressed_file_is_named_by_its_extension(tmp_path: Path) -> None:
+    assert "is compressed: unpack it first (`gunzip`)" in fail(write(tmp_path, "a.csv.gz", gzip.compress(b"text\na")))
+
+
+def test_blank_line_of_a_single_column_is_a_row(tmp_path: Path) -> None:
+    examples = load_examples(write(tmp_path, "a.csv", "text\na\n\nb\n\n\n"))
+    assert examples.texts == ("a", "", "b")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     assert "no such file" in fail(tmp_path / "none.csv")
     assert "no such file" in fail(str(tmp_path / "none.jsonl"))
@@ -274,6 +307,17 @@ def test_names_that_are_numbers_win_over_ids() -> None:
 
 def test_ids_of_classes_named_by_numbers_when_all_labels_are_ids() -> None:
     assert labels_to_ids([0, 1, 2], STARS).tolist() == [0, 1, 2]
+
+
+def test_ids_that_pandas_wrote_as_floats_are_ids() -> None:
+    assert labels_to_ids(["1.0", "0.0", 1.0], SENTIMENT).tolist() == [1, 0, 1]
+    assert labels_to_ids(["1.0", "2.0"], {0: "1.0", 1: "2.0"}).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("label", ["1.5", "1.", ".0", "-1.0", "2.0", "nan"])
+def test_fraction_is_no_id(label: str) -> None:
+    with pytest.raises(DataError, match="is not a class of the model"):
+        labels_to_ids(["0.0", label], SENTIMENT)
 
 
 def test_names_and_ids_are_not_mixed_when_names_are_numbers() -> None:
