@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= build/demo
 
-.PHONY: demo test lint types browser install bench-smoke smoke-cpu smoke-cost gpu-check clean
+.PHONY: demo test lint types browser install bench-smoke smoke-cpu smoke-cost smoke-tune gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/demo.py --work $(DEMO_DIR)
@@ -32,19 +32,19 @@ browser:
 # All that tests and smoke runs need; pip writes to the environment once at a time.
 install: $(VENV)/.dev $(VENV)/.bench
 
-bench-smoke: smoke-cost smoke-cpu
+bench-smoke: smoke-cost smoke-cpu smoke-tune
 
 # Side by side, threads that wait for work would take it from each other.
-smoke-cost smoke-cpu: export OMP_NUM_THREADS = 1
+smoke-cost smoke-cpu smoke-tune: export OMP_NUM_THREADS = 1
 
 smoke-cost: $(VENV)/.bench
 	$(BIN)/python bench/bench_cost.py --smoke
 
-# The second one finds in the store what the first one measured.
 smoke-cpu: $(VENV)/.bench
-	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
-		$(BIN)/python bench/bench_cpu.py --smoke --cache-dir "$$store" && \
-		$(BIN)/python bench/bench_tune.py --smoke --cache-dir "$$store"
+	$(BIN)/python bench/bench_cpu.py --smoke
+
+smoke-tune: $(VENV)/.bench
+	$(BIN)/python bench/bench_tune.py --smoke
 
 # On a machine with a GPU, with the Python that has torch with CUDA: make gpu-check BIN=$$(dirname $$(which python)).
 gpu-check:

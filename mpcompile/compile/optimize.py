@@ -12,6 +12,7 @@ from mpcompile.compile.adapt.finetune import Adapted, finetune
 from mpcompile.compile.certify.check import check_point
 from mpcompile.compile.certify.front import count_needed
 from mpcompile.compile.certify.point_answers import PointAnswers
+from mpcompile.compile.certify.refusals import Refusals
 from mpcompile.compile.chains import build_chains, keep_best
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.points import choose_without_texts
@@ -49,6 +50,7 @@ def optimize(
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Any = None,
     labels: Sequence[Label] | None = None,
+    held_out: Any = None,
     test: Any = None,
     **options: Any,
 ) -> OptimizedModel:
@@ -71,6 +73,8 @@ def optimize(
             jsonl or parquet. None leaves out what needs data (exits), and the accuracy is unknown.
         labels: class names or ids of `texts`, lists of them where several hold, or scores; with classes accuracy is
             measured, without them agreement.
+        held_out: texts like `texts` that the model was not fine-tuned on, where it was on `texts`: it is surer of those
+            that it knows, so that points, times and the certificate are taken from these, and `texts` train exits only.
         test: labelled texts that are read once, at the end, for the report.
         **options: see `Settings`.
 
@@ -85,7 +89,7 @@ def optimize(
     """
     settings = Settings.read("optimize", {"target_speedup": target_speedup, **options})
     check_precision(settings, texts is not None)
-    given = read_given(settings, texts, labels, test)
+    given = read_given(settings, texts, labels, test, held_out)
     check_adapters(model)
     original = open_original(model, tokenizer)
     given.check(settings, original)
@@ -95,36 +99,44 @@ def optimize(
             check_saved(original)
         job, whole, target = open_job(settings, original, progress, given.has_pairs)
         given.check_tokenizer(job, whole.captured.vocab_size)
-        job, whole, parts, on_test = ask_about_texts(job, whole, target, given)
+        refusals = Refusals.read(job.store, whole.digest, given.digest)
+        job, whole, parts, on_test = ask_about_texts(job, whole, target, given, refusals.find_tested(settings))
         traffic = _describe_traffic(settings, whole, parts)
         pace = measure_pace(job, whole, traffic)
         adapted = Adapted(whole)
-        if parts is not None and parts.training is not None:
+        if parts is not None and parts.training is not None and settings.adapt == "finetune":
             adapted = finetune(job, whole, target, parts.training)
         if parts is None:
             offer = _choose_without_texts(job, whole, target, traffic.length)
         else:
-            offer, notes = choose_precision(job, whole, target, adapted, traffic, pace)
-        timed = _build_and_measure(job, adapted.model, offer, traffic, pace)
+            offer, notes = choose_precision(job, whole, target, adapted, parts, (traffic, pace))
+        timed = _build_and_measure(job, adapted.model, offer, (traffic, pace), parts)
         runtime, points = timed.built.runtime, [row.point for row in timed.front]
         if parts is not None and settings.max_drop is not None:
-            wanted = pick(timed.front, settings.target_speedup, settings.max_drop)
-            needed = count_needed(settings, timed.built.chosen.candidates[wanted], parts.choosing)
-            parts = ask_more(job, whole, target, parts, needed)
+            parts = _ask_enough(job, whole, target, parts, timed)
         held_out = None if parts is None else PointAnswers(job, runtime, points, parts.certifying)
-        outcome = settle(job, timed, held_out)
+        with refusals.recording(settings, 0 if parts is None else len(parts.certifying.encoded)):
+            outcome = settle(job, timed, held_out)
         asked = None if on_test is None else PointAnswers(job, runtime, points, on_test, "test texts")
         checked = check_point(outcome.choice.index, settings.confidence, held_out, asked)
         report = write_report(job, adapted.model, outcome, checked, traffic, parts).with_notes(*notes)
         return pack_model(job, adapted.model, timed.built, report)
 
 
+def _ask_enough(job: Job, model: Model, target: Target, parts: Texts, timed: Timed) -> Texts:
+    """The texts, with as many for the certificate as the wanted point needs."""
+    settings = job.settings
+    wanted = pick(timed.front, settings.target_speedup, settings.max_drop)
+    needed = count_needed(settings, timed.built.chosen.candidates[wanted], parts.choosing)
+    return ask_more(job, model, target, parts, needed)
+
+
 def _describe_traffic(settings: Settings, model: Model, parts: Texts | None) -> Traffic:
-    """The batches that are timed: of the texts for choosing, or random ids."""
+    """The batches that are timed: of the texts put aside for it, or random ids."""
     length = min(LENGTH_WITHOUT_TEXTS, model.captured.max_length)
     if parts is not None:
         length = int(np.median(parts.choosing.lengths))
-    part = None if parts is None else parts.choosing
+    part = None if parts is None else parts.timed
     return Traffic(part, length, settings.batch_size, model.captured.vocab_size, settings.seed)
 
 
@@ -134,22 +146,24 @@ def _choose_without_texts(job: Job, model: Model, target: Target, length: int) -
     return Offer(target, unpruned, 1.0, (choose_without_texts(job, model, target, cost, length),))
 
 
-def _build_and_measure(job: Job, model: Model, offer: Offer, traffic: Traffic, pace: Pace) -> Timed:
+def _build_and_measure(
+    job: Job, model: Model, offer: Offer, timing: tuple[Traffic, Pace], parts: Texts | None
+) -> Timed:
     """Builds the chains of an offer, times their fronts, and keeps the better one."""
-    settings, first = job.settings, offer.chains[0]
-    # Texts are drawn evenly along where they leave at the middle of the front.
-    rank = None if traffic.part is None else first.candidates[len(first.candidates) // 2].exit_layer
+    settings, first, (traffic, pace) = job.settings, offer.chains[0], timing
+    chains = build_chains(job, model, offer, traffic.length)
+    middle = first.candidates[len(first.candidates) // 2].point
     point, names = unpruned_point(model, offer.target.precision), model.captured.input_names
-    workload = traffic.draw(pace.num_batches, rank)
+    workload = traffic.draw(pace.num_batches, traffic.rank(job.progress, chains[0].runtime, middle))
     grouped = None
     if settings.batch_size > 1:
         grouped = group_by_length(offer.unpruned, first.cost, model.captured.num_labels, traffic.length)
     baseline = Baseline(job.original, pace.num_threads, offer.unpruned, point, workload, names, grouped)
-    chains = build_chains(job, model, offer, traffic.length)
+    choosing = None if parts is None else parts.choosing
     fronts = measure_fronts(
-        job.progress, baseline, [TimedChain(built.runtime, built.chosen) for built in chains], traffic.part
+        job.progress, baseline, [TimedChain(built.runtime, built.chosen) for built in chains], choosing
     )
-    max_drop = None if traffic.part is None else traffic.part.allowed_drop(settings)
+    max_drop = None if choosing is None else choosing.allowed_drop(settings)
     built, front = keep_best(chains, fronts.fronts, settings.target_speedup, max_drop)
     notes = ("pruning was tried and left out: without it the engines measured better",)
     return Timed(built, baseline, front, fronts, notes if first.prune_layers and not built.chosen.prune_layers else ())

@@ -163,7 +163,14 @@ def _list_notes(settings: Settings, model: Model, outcome: Outcome, parts: Texts
     notes = []
     if parts is None:
         notes.append("no texts were given: no exits were trained, and what pruning costs in accuracy is unknown")
-    elif parts.num_given > settings.max_texts:
+    if parts is not None and parts.timing is None:
+        notes.append("there were too few texts to put some aside for timing: on those timed more may leave early")
+    if parts is not None and not parts.has_unseen:
+        notes.append(
+            "losses and speeds hold for texts like those given: if the model was fine-tuned on them, it is surer of "
+            "them than of others; pass texts that it has not seen as held_out=... (--held-out)"
+        )
+    if parts is not None and parts.num_given > settings.max_texts:
         notes.append(f"{settings.max_texts} of {parts.num_given} texts were drawn (max_texts)")
     if not model.task.has_exits:
         notes.append(model.task.explain_no_exits())

@@ -201,9 +201,11 @@ def _export(model: PreTrainedModel, names: tuple[str, ...]) -> GraphModule:
     example = torch.ones((3, min(7, _max_length(model))), dtype=torch.int64)
     inputs = {name: example.clone() if name != "token_type_ids" else example * 0 for name in names}
     try:
-        program = torch.export.export(
-            _Answer(model), (), inputs, dynamic_shapes={name: {0: batch, 1: length} for name in names}
-        )
+        # Hardly any fake tensor of symbolic sizes is met again: their cache costs more time than it spares.
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            program = torch.export.export(
+                _Answer(model), (), inputs, dynamic_shapes={name: {0: batch, 1: length} for name in names}
+            )
     except Exception as error:  # torch.export raises anything that the model's own code can raise
         raise CaptureError(f"{type(model).__name__}: torch.export failed: {error}; {LOOKED_FOR}") from error
     return program.module()

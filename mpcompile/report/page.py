@@ -173,7 +173,7 @@ def _render_header(report: Report, name: str) -> str:
         _quality_tile(report),
     ]
     if report.certified_drop is not None:
-        confidence = f"points, with {100 * report.confidence:g}% confidence, by texts that nothing was chosen on"
+        confidence = f"points, with {100 * report.confidence:g}% confidence, on texts like those given"
         tiles.append(("lost at most", f"{100 * report.certified_drop:.2f}", confidence))
     shown = "".join(
         f'<div class="tile"><span class="name">{escape(title)}</span><b>{escape(value)}</b>'

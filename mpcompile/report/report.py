@@ -175,14 +175,16 @@ class Report:
         if self.certified_drop is None:
             return measured
         confidence = f"with {100 * self.confidence:g}% confidence"
-        bound = (
-            f"at most {100 * self.certified_drop:.2f} points lost, {confidence}, by texts that nothing was chosen on"
-        )
+        on = "on texts like those given, by some that nothing was chosen on"
+        bound = f"at most {100 * self.certified_drop:.2f} points lost, {confidence}, {on}"
         point = self.operating_points[self.chosen]
         if self.max_drop is None or not point.certified:
             return f"{measured}\n{bound}"
         what = "agreement with the original" if point.accuracy is None else "accuracy"
-        certificate = f"{what} falls by at most {100 * self.max_drop:g} points {confidence} ({self.held_out:,} texts)"
+        certificate = (
+            f"{what} falls by at most {100 * self.max_drop:g} points {confidence}, on "
+            f"texts like the {self.held_out:,} tested"
+        )
         return f"{measured}\ncertified: {certificate}\n{bound}"
 
     def _similarity(self) -> list[str]:

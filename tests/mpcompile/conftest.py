@@ -200,8 +200,12 @@ def capture_anew(capture_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def timing_few_batches() -> Iterator[None]:
-    """Jobs time three batches twice, however fast the model is: what they measure is not looked at."""
+    """Jobs time three batches twice, however fast the model is: what they measure is not looked at.
+
+    The original is not tried on both cores, which another worker of the tests is on, too: its threads wait spinning.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpcompile.compile.original.count_cores", lambda: 1)
         patch.setattr("mpcompile.compile.measure.workload.MAX_BATCHES", MIN_BATCHES)
         patch.setattr("mpcompile.compile.measure.front.FRONT_RUNS", 2)
         yield

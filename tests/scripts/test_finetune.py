@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from mpcompile.compile.texts.examples import labels_to_ids
+from mpcompile.compile.texts.examples import labels_to_ids, load_examples
 from mpcompile.errors import DataError, SettingError
 
 WORDS = ("good", "bad", "film", "plot", "very", "the", "a")
@@ -119,6 +119,16 @@ def test_model_learns_and_is_loadable(settings: Any) -> None:
     texts, labels = zip(*reviews(50, seed=1), strict=True)
     answers = model(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits.argmax(-1)
     assert (answers.numpy() == labels_to_ids(labels, model.config.id2label)).mean() >= 0.9
+
+
+def test_examples_that_were_not_trained_on_are_kept_beside_the_model(settings: Any) -> None:
+    finetune.fine_tune(replace(settings, held_out_share=0.1))
+    held_out, every = load_examples(settings.out / "held_out.csv"), load_examples(settings.train)
+    rows = list(zip(every.texts, every.labels or (), strict=True))
+    assert len(held_out) == 20
+    assert set(zip(held_out.texts, held_out.labels or (), strict=True)) < set(rows)
+    expected, _ = finetune.split(every, replace(settings, held_out_share=0.1))
+    assert held_out == expected
 
 
 def test_nothing_is_left_but_the_model(settings: Any) -> None:

@@ -21,7 +21,7 @@ from mpcompile.compile.measure.front import GAIN_BATCHES, Baseline, Pace, measur
 from mpcompile.compile.measure.workload import Traffic
 from mpcompile.compile.reference import build_unpruned, unpruned_point
 from mpcompile.compile.settings import Settings
-from mpcompile.compile.texts.parts import TextPart
+from mpcompile.compile.texts.parts import TextPart, Texts
 from mpcompile.contract.backend import Target
 from mpcompile.contract.front import Ranked, pick
 from mpcompile.contract.precision import fastest_float
@@ -83,7 +83,7 @@ def check_precision(settings: Settings, has_texts: bool) -> None:
 
 
 def choose_precision(
-    job: Job, model: Model, target: Target, adapted: Adapted, traffic: Traffic, pace: Pace
+    job: Job, model: Model, target: Target, adapted: Adapted, parts: Texts, timing: tuple[Traffic, Pace]
 ) -> tuple[Offer, tuple[str, ...]]:
     """Searches points in the precision of the target, and in int8 too where precision is "auto".
 
@@ -92,17 +92,16 @@ def choose_precision(
         model: the original.
         target: with the precision that was asked for, or the fastest float.
         adapted: the model that is deployed, fine-tuned or the original, and heads that were trained with it.
-        traffic: draws from the texts for choosing, which have the original's answers.
-        pace: of the original.
+        parts: the texts, with the original's answers.
+        timing: what is timed, and the pace of the original.
 
     Returns:
         The better one by `pick_offer`, and what is to be said about it.
     """
-    part, settings = traffic.part, job.settings
-    assert part is not None
+    part, settings, (traffic, pace) = parts.choosing, job.settings, timing
     precisions, notes = list_precisions(settings, target)
     heads: Heads | None = adapted.heads if settings.exits else None
-    heads = heads or train_heads(job, adapted.model, target, part)
+    heads = heads or train_heads(job, adapted.model, target, parts)
     workload = traffic.draw(min(pace.num_batches, GAIN_BATCHES))
     baselines = {}
     for name in precisions:

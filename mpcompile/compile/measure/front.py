@@ -189,12 +189,11 @@ def _describe(
     cost, workload, (original, measured) = chain.chosen.cost, baseline.workload, timings
     if part is None:
         lengths = np.array([batch["attention_mask"].sum(1) for batch in workload.batches])
-        batches, exits = list(lengths), [np.full_like(row, candidate.exit_layer[0]) for row in lengths]
-        all_lengths, all_exits = lengths.ravel(), np.concatenate(exits)
+        all_lengths, all_exits = lengths.ravel(), np.full(lengths.size, candidate.exit_layer[0])
     else:
         all_lengths, all_exits = part.lengths, candidate.exit_layer
-        batches = [all_lengths[index] for index in workload.positions]
-        exits = [all_exits[index] for index in workload.positions]
+    batches = [batch["attention_mask"].sum(1) for batch in workload.batches]
+    exits = [chain.runtime.run(batch, candidate.point).exit_layer for batch in workload.batches]
     full = OperatingPoint((cost.work.num_layers,))
     flops = cost.count_flops(all_lengths, candidate.point, all_exits).sum()
     full_flops = cost.count_flops(all_lengths, full, np.full_like(all_exits, cost.work.num_layers)).sum()

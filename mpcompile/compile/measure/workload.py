@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.compile.texts.parts import TextPart
+from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.progress import StageProgress
+from mpcompile.runtime.runtime import Runner
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
 
 BLOCK_S = 3.0
@@ -34,7 +37,7 @@ class Traffic:
     """The source of batches to time: the user's texts, or random ids where none were given.
 
     Attributes:
-        part: texts, None for random ids.
+        part: texts that nothing was trained on, None for random ids.
         length: tokens that are typical, or of all random ids.
         batch_size: examples in a batch.
         vocab_size: random ids are below it.
@@ -46,6 +49,15 @@ class Traffic:
     batch_size: int
     vocab_size: int
     seed: int
+
+    def rank(self, progress: StageProgress, runtime: Runner, point: OperatingPoint) -> np.ndarray | None:
+        """How hard each text is, (N,): where it leaves at a point, and then by length; None without texts."""
+        if self.part is None:
+            return None
+        with progress.stage("see where texts leave") as stage:
+            exit_layer = self.part.answer(runtime, point, stage).exit_layer
+        lengths = self.part.lengths
+        return np.asarray(exit_layer + lengths / (lengths.max() + 1.0))
 
     def draw(self, num_batches: int, rank: np.ndarray | None = None) -> Workload:
         """At most this many batches; four of them without texts.

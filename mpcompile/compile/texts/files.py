@@ -126,7 +126,8 @@ def _split_csv(path: Path, text: str) -> tuple[list[int], list[list[str]]]:
 
     Blank lines are skipped; between the rows of a single column they are rows themselves, of an empty field.
     """
-    lines, rows = [], []
+    lines: list[int] = []
+    rows: list[list[str]] = []
     start_line, filled = 1, 0
     with _large_csv_fields():
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpcompile.compile.certify.refusals import Tested, skip_tested
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples
@@ -25,6 +26,11 @@ MIN_TEXTS = 16
 TRAINING_SHARE = 0.75
 """Share of the texts not put aside for the certificate that trains a backbone; the rest chooses points."""
 
+TIMED_SHARE, TIMED_BATCHES, MOST_TIMED = 0.1, 8, 1000
+"""Texts put aside for timing: a tenth, or so many batches where that is more, but no fifth of all; at most 1,000."""
+FEW_TEXTS = 64
+"""Of fewer texts none are put aside for timing."""
+
 USUAL_DROP = 0.02
 """Accuracy that may be lost where no `max_drop` says otherwise: two points."""
 USUAL_DISAGREEMENT = 0.05
@@ -38,18 +44,29 @@ class Texts:
     """Tokenized texts, in parts that never mix.
 
     Attributes:
-        choosing: for training heads on a frozen backbone, and choosing points.
+        choosing: for choosing points, and where there is no other part for it, for training heads by cross-fitting.
         certifying: for the certificate, read once, at the end.
-        training: for training the backbone with its heads; None where it stays frozen.
+        training: for training heads, and the backbone where it is fine-tuned; None where the texts for choosing do.
+        timing: to be timed, without the original's answers: on texts that heads were trained on more leave early than
+            on others. None where there are too few texts.
         num_given: texts that they were drawn from.
         spare: texts beyond `max_texts`, from which the certificate takes what it lacks.
+        has_unseen: whether all but those for training are texts that the original was not fine-tuned on, as the user
+            says.
     """
 
     choosing: TextPart
     certifying: TextPart
     training: TextPart | None = None
+    timing: TextPart | None = None
     num_given: int = 0
     spare: Examples | None = None
+    has_unseen: bool = False
+
+    @property
+    def timed(self) -> TextPart:
+        """The texts to time."""
+        return self.choosing if self.timing is None else self.timing
 
 
 @dataclass(frozen=True)
@@ -162,26 +179,76 @@ def count_held_out(settings: Settings, used: int) -> int:
     return used // 5 if settings.max_drop is None else used // 2
 
 
-def split_texts(job: Job, model: Model, examples: Examples) -> Texts:
-    """Draws at most `max_texts`, and puts some aside for the certificate, and some for training a backbone.
+def count_timed(settings: Settings, used: int) -> int:
+    """Texts put aside for timing; 0 where there are few."""
+    if used < FEW_TEXTS:
+        return 0
+    enough = min(TIMED_BATCHES * settings.batch_size, used // 5)
+    return min(max(round(TIMED_SHARE * used), enough), MOST_TIMED)
+
+
+def split_texts(
+    job: Job, model: Model, examples: Examples, held_out: Examples | None = None, tested: Tested | None = None
+) -> Texts:
+    """Draws at most `max_texts`, and puts some aside for timing and for the certificate, and some for training.
+
+    Args:
+        job: settings and tokenizer.
+        model: the original.
+        examples: texts of the domain.
+        held_out: those that the original was not fine-tuned on, where it was on `examples`: these train heads then, and
+            all else is done on `held_out`.
+        tested: texts that refused runs were tested on, which the certificate must not come from.
 
     Raises:
         DataError: when there are fewer than `MIN_TEXTS`, or labels are not the model's.
         SettingError: when no tokenizer is known.
     """
+    settings, tokenizer = job.settings, job.require_tokenizer("texts")
+    source, name = (examples, "texts") if held_out is None else (held_out, "held_out")
+    order, rest = _draw(settings, source, name, tested)
+    part = encode_examples(tokenizer, model, source.take(order), name)
+    cut = len(order) - count_held_out(settings, len(order))
+    certifying = part.take(np.arange(cut, len(order)))
+    num_timed = count_timed(settings, len(order))
+    timing = None
+    if len(rest) >= num_timed:  # texts that nothing else needs
+        rest, timed = np.split(rest, [max(len(rest) - MOST_TIMED, 0) if num_timed else len(rest)])
+        timing = encode_examples(tokenizer, model, source.take(timed), name)
+    elif num_timed:
+        cut -= num_timed
+        timing = part.take(np.arange(cut, cut + num_timed))
+    training = None
+    start = 0
+    if held_out is not None:
+        learned, _ = _draw(settings, examples, "texts")
+        training = encode_examples(tokenizer, model, examples.take(learned), "texts")
+    elif settings.adapt == "finetune":
+        start = round(TRAINING_SHARE * cut)
+        training = part.take(np.arange(start))
+    return Texts(
+        choosing=part.take(np.arange(start, cut)),
+        certifying=certifying,
+        training=training,
+        timing=timing if timing is not None and len(timing.encoded) else None,
+        num_given=len(source),
+        spare=source.take(rest) if len(rest) else None,
+        has_unseen=held_out is not None,
+    )
+
+
+def _draw(
+    settings: Settings, examples: Examples, name: str, tested: Tested | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the texts that are used, those for the certificate last, and of the others; in random order."""
     if len(examples) < MIN_TEXTS:
         raise DataError(
-            f"texts: {len(examples)} given; at least {MIN_TEXTS} are needed to train exits and choose points (some "
-            "thousands are better), or none (texts=None) to use what needs no data"
+            f"{name}: {len(examples)} given; at least {MIN_TEXTS} are needed to train exits and choose points (some "
+            f"thousands are better), or none ({name}=None) to use what needs no data"
         )
-    shuffled = np.random.default_rng(job.settings.seed).permutation(len(examples))
-    order, rest = np.split(shuffled, [job.settings.max_texts])
-    spare = examples.take(rest) if len(rest) else None
-    part = encode_examples(job.require_tokenizer("texts"), model, examples.take(order), "texts")
-    cut = len(order) - count_held_out(job.settings, len(order))
-    certifying = part.take(np.arange(cut, len(order)))
-    if job.settings.adapt != "finetune":
-        return Texts(part.take(np.arange(cut)), certifying, None, len(examples), spare)
-    start = round(TRAINING_SHARE * cut)
-    training = part.take(np.arange(start))
-    return Texts(part.take(np.arange(start, cut)), certifying, training, len(examples), spare)
+    seed, used = settings.seed if tested is None else tested.seed, min(settings.max_texts, len(examples))
+    shuffled = np.random.default_rng(seed).permutation(len(examples))
+    if tested is not None and settings.max_drop is not None:
+        shuffled = skip_tested(shuffled, tested.count, count_held_out(settings, used), name)
+    order, rest = np.split(shuffled, [used])
+    return order, rest

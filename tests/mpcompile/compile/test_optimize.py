@@ -387,7 +387,7 @@ def test_point_within_max_drop_is_certified_on_half_of_the_texts(labelled: Optim
     assert report.held_out == 20
     assert report.certified_drop is not None and report.certified_drop <= 0.5
     text = " ".join(str(report).split())
-    assert "certified: accuracy falls by at most 50 points with 95% confidence (20 texts)" in text
+    assert "certified: accuracy falls by at most 50 points with 95% confidence, on texts like the 20 tested" in text
 
 
 def test_without_max_drop_nothing_is_certified(optimized: OptimizedModel) -> None:

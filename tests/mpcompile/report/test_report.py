@@ -85,7 +85,7 @@ def test_accuracy_is_shown_with_labels(report: Report) -> None:
 def test_certificate_is_told_of_a_point_that_has_one(report: Report) -> None:
     points = tuple(dataclasses.replace(point, certified=point.speedup < 4) for point in report.operating_points)
     certified = dataclasses.replace(report, operating_points=points, max_drop=0.005, held_out=2000)
-    told = "agreement with the original falls by at most 0.5 points with 95% confidence (2,000 texts)"
+    told = "agreement with the original falls by at most 0.5 points with 95% confidence, on texts like the 2,000 tested"
     assert told in flat(certified)
     assert "falls by" not in flat(dataclasses.replace(certified, chosen=2))
     assert "falls by" not in flat(report)
@@ -94,7 +94,9 @@ def test_certificate_is_told_of_a_point_that_has_one(report: Report) -> None:
 def test_certificate_of_labelled_texts_is_of_accuracy(report: Report) -> None:
     points = tuple(dataclasses.replace(point, certified=True, accuracy=0.9) for point in report.operating_points)
     certified = dataclasses.replace(report, operating_points=points, max_drop=0.01, held_out=500)
-    assert "certified: accuracy falls by at most 1 points with 95% confidence (500 texts)" in flat(certified)
+    assert "certified: accuracy falls by at most 1 points with 95% confidence, on texts like the 500 tested" in flat(
+        certified
+    )
 
 
 def test_accuracy_is_unknown_without_texts(report: Report) -> None:
