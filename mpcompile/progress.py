@@ -27,6 +27,7 @@ class StageProgress:
 
     def __init__(self, enabled: bool) -> None:
         console = Console(stderr=True)
+        self._console = console if enabled else None
         self._lines = console if enabled and not console.is_terminal else None
         self._progress = Progress(
             TextColumn("{task.description:<26}"),
@@ -44,6 +45,11 @@ class StageProgress:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bars."""
+        if self._console is not None:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Stage]:

@@ -130,34 +130,51 @@ def _list_rows(examples: Examples) -> list[tuple[str, str]]:
     return list(zip(examples.texts, examples.text_pairs or [""] * len(examples), strict=True))
 
 
+def split_given(job: Job, model: Model, given: Given, tested: Tested) -> tuple[Texts | None, TextPart | None]:
+    """Tokenizes and splits the texts.
+
+    Args:
+        job: settings and tokenizer.
+        model: the original.
+        given: the texts.
+        tested: those that refused runs were tested on.
+
+    Returns:
+        The parts of the texts and the test texts, both without the original's answers; None without any.
+    """
+    if job.settings.plan is not None:
+        check_plan(job.settings.plan, model.num_layers)
+    parts, on_test = None, None
+    if given.texts is not None:
+        parts = split_texts(job, model, given.texts, given.held_out, tested)
+    if given.test is not None:
+        on_test = encode_examples(job.require_tokenizer("test"), model, given.test, "test")
+    return parts, on_test
+
+
 def ask_about_texts(
-    job: Job, model: Model, target: Target, given: Given, tested: Tested
+    job: Job, model: Model, target: Target, parts: Texts | None, on_test: TextPart | None
 ) -> tuple[Job, Model, Texts | None, TextPart | None]:
-    """Splits the texts and asks the original about all of them, before anything is done to its weights.
+    """Asks the original about all of the texts, before anything is done to its weights.
 
     Args:
         job: settings, store and progress.
         model: the original.
         target: for the engine that answers for it.
-        given: the texts.
-        tested: those that refused runs were tested on.
+        parts, on_test: see `split_given`.
 
     Returns:
         The job with texts to calibrate on, the model with the tolerance that its answers give, the parts of the texts
         and the test texts, both with the original's answers.
     """
-    if job.settings.plan is not None:
-        check_plan(job.settings.plan, model.num_layers)
-    parts = None
-    if given.texts is not None:
-        parts = _ask(job, model, target, split_texts(job, model, given.texts, given.held_out, tested))
+    if parts is not None:
+        parts = _ask(job, model, target, parts)
         calibration = CalibrationTexts.draw(parts.choosing.tokenizer, parts.choosing.encoded)
         job = dataclasses.replace(job, calibration=calibration)
         model = dataclasses.replace(model, task=parts.choosing.task)
-    if given.test is None:
-        return job, model, parts, None
-    on_test = encode_examples(job.require_tokenizer("test"), model, given.test, "test")
-    return job, model, parts, ask_original(job, model, target, on_test, "test texts")
+    if on_test is not None:
+        on_test = ask_original(job, model, target, on_test, "test texts")
+    return job, model, parts, on_test
 
 
 def ask_more(job: Job, model: Model, target: Target, parts: Texts, needed: int) -> Texts:

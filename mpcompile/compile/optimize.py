@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpcompile.compile.adapt.finetune import Adapted, finetune
+from mpcompile.compile.agenda import describe_agenda
 from mpcompile.compile.certify.check import check_point
 from mpcompile.compile.certify.front import count_needed
 from mpcompile.compile.certify.point_answers import PointAnswers
@@ -17,7 +18,7 @@ from mpcompile.compile.chains import build_chains, keep_best
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.points import choose_without_texts
 from mpcompile.compile.choose.precision import Offer, check_precision, choose_precision
-from mpcompile.compile.given import ask_about_texts, ask_more, read_given
+from mpcompile.compile.given import ask_about_texts, ask_more, read_given, split_given
 from mpcompile.compile.job import Job, Model, open_job
 from mpcompile.compile.measure.front import Baseline, Pace, TimedChain, measure_fronts, measure_pace
 from mpcompile.compile.measure.workload import Traffic
@@ -100,9 +101,11 @@ def optimize(
         job, whole, target = open_job(settings, original, progress, given.has_pairs)
         given.check_tokenizer(job, whole.captured.vocab_size)
         refusals = Refusals.read(job.store, whole.digest, given.digest)
-        job, whole, parts, on_test = ask_about_texts(job, whole, target, given, refusals.find_tested(settings))
+        parts, on_test = split_given(job, whole, given, refusals.find_tested(settings))
         traffic = _describe_traffic(settings, whole, parts)
         pace = measure_pace(job, whole, traffic)
+        progress.say(describe_agenda(settings, pace, parts, on_test))
+        job, whole, parts, on_test = ask_about_texts(job, whole, target, parts, on_test)
         adapted = Adapted(whole)
         if parts is not None and parts.training is not None and settings.adapt == "finetune":
             adapted = finetune(job, whole, target, parts.training)
@@ -120,7 +123,7 @@ def optimize(
         asked = None if on_test is None else PointAnswers(job, runtime, points, on_test, "test texts")
         checked = check_point(outcome.choice.index, settings.confidence, held_out, asked)
         report = write_report(job, adapted.model, outcome, checked, traffic, parts).with_notes(*notes)
-        return pack_model(job, adapted.model, timed.built, report)
+        return pack_model(job, adapted.model, timed.built, report, parts)
 
 
 def _ask_enough(job: Job, model: Model, target: Target, parts: Texts, timed: Timed) -> Texts:

@@ -14,6 +14,8 @@ from mpcompile.compile.chains import Built, head_weights
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.outcome import find_versions
 from mpcompile.compile.saving import save_original
+from mpcompile.compile.texts.known import write_known
+from mpcompile.compile.texts.parts import Texts
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.sentence import Pooling, write_pooling
 from mpcompile.report.page import PAGE, write_page_maybe
@@ -24,8 +26,16 @@ from mpcompile.runtime.requests import ModelSignature
 from mpcompile.store.scratch import explaining_scratch, make_scratch_directory
 
 
-def pack_model(job: Job, model: Model, built: Built, report: Report) -> OptimizedModel:
-    """Writes the artifact into a temporary directory, which goes when the returned model does."""
+def pack_model(job: Job, model: Model, built: Built, report: Report, parts: Texts | None = None) -> OptimizedModel:
+    """Writes the artifact into a temporary directory, which goes when the returned model does.
+
+    Args:
+        job: tokenizer and settings.
+        model: the model that is deployed.
+        built: its engines.
+        report: of the run.
+        parts: the texts; digests of those that exit heads were trained on are kept.
+    """
     directory = make_scratch_directory()
     try:
         manifest = _describe(job, model, built)
@@ -33,6 +43,8 @@ def pack_model(job: Job, model: Model, built: Built, report: Report) -> Optimize
             missing = write_page_maybe(directory / PAGE, report)
             report = report if missing is None else report.with_notes(missing)
             _write(directory, job, model, built)
+            if parts is not None and built.chosen.heads:
+                write_known(directory, parts.taught)
             (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
             write_manifest(directory, manifest)
         packed = OptimizedModel(built.runtime, manifest.signature, report, job.tokenizer, directory)

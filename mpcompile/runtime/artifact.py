@@ -9,6 +9,7 @@ model/              the original as Hugging Face saves it: config.json, model.sa
 exits.safetensors   weights of the exit heads
 backbone.safetensors weights that took the place of the original's, where it was fine-tuned
 tokenizer.json, tokenization.json
+known_texts.safetensors digests of the texts that the exit heads were trained on
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ FORMAT = "mpcompile"
 FORMAT_VERSION = 2
 MANIFEST, CHECKSUM, REPORT, RECIPE = "manifest.json", "manifest.sha256", "report.json", "recipe.json"
 EXITS, BACKBONE, MODEL = "exits.safetensors", "backbone.safetensors", "model"
-SEGMENTS = "segments"
+SEGMENTS, KNOWN_TEXTS = "segments", "known_texts.safetensors"
 _FOLDERS = ("engines", MODEL, SEGMENTS)
-_OPTIONAL = (RECIPE, EXITS, BACKBONE, TOKENIZER_FILE, SETTINGS_FILE)
+_OPTIONAL = (RECIPE, EXITS, BACKBONE, KNOWN_TEXTS, TOKENIZER_FILE, SETTINGS_FILE)
 _SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_names", "output_names", "precision")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import numpy as np
 
 from mpcompile.compile.measure.workload import MAX_BATCHES, MIN_BATCHES, build_workload
 from mpcompile.compile.texts.examples import load_examples
+from mpcompile.compile.texts.known import leave_out_known
 from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.errors import SettingError
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import Manifest
 from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import digest_arrays
+
+logger = logging.getLogger(__name__)
 
 BLOCK_S = 0.4
 """Seconds that the start should need for a round: long enough to average over texts and over the scheduler."""
@@ -94,6 +98,17 @@ def _draw_texts(
     directory: Path, manifest: Manifest, texts: Any, batch_size: int, count: int, seed: int
 ) -> tuple[dict[str, np.ndarray], ...]:
     examples = load_examples(texts)
+    unknown = leave_out_known(directory, examples)
+    if len(unknown) >= batch_size * MIN_BATCHES:
+        examples = unknown
+    elif len(unknown) < len(examples):
+        logger.warning(
+            "texts: exits were trained on %d of the %d, where more leave early than elsewhere, and %d others are too "
+            "few to time: give texts that optimize was not given",
+            len(examples) - len(unknown),
+            len(examples),
+            len(unknown),
+        )
     if not manifest.has_tokenizer:
         raise SettingError(f"texts: {directory} holds no tokenizer, so they cannot be read; leave them out")
     order = np.random.default_rng(seed).permutation(len(examples))[:MAX_TEXTS]

@@ -57,20 +57,25 @@ class Limits:
         points: indices of the operating points that are allowed.
         can_change_precision: whether answers can be compared on enough texts.
         narrows_profile: whether the workload's shapes are others than those that the artifact was built for.
+        is_certified: whether a certificate is to be kept: engines are then cut as those that were tested.
     """
 
     points: frozenset[int]
     can_change_precision: bool
     narrows_profile: bool
+    is_certified: bool = False
 
 
 def allow_points(front: Sequence[MeasuredPoint], chosen: int, max_drop: float | None) -> frozenset[int]:
     """Indices of points that lose no more than the chosen one, or than `max_drop`.
 
-    Points of which nothing is known are left out: without texts only the chosen one is allowed.
+    Points of which nothing is known are left out: without texts only the chosen one is allowed. Where that one is
+    certified, those that are not are left out, too.
     """
     limit = front[chosen].drop if max_drop is None else max_drop
     allowed = {i for i, row in enumerate(front) if limit is not None and row.drop is not None and row.drop <= limit}
+    if front[chosen].certified:
+        allowed = {i for i in allowed if front[i].certified}
     return frozenset({chosen} | allowed)
 
 
@@ -108,6 +113,7 @@ def build_space(
         return (
             variant.point in limits.points
             and (limits.can_change_precision or variant.precision == start.precision)
+            and not (limits.is_certified and (variant.precision, variant.cuts) != (start.precision, start.cuts))
             and variant.num_streams <= min(available, batch_size)
             and (variant.cuts == "front" or used[variant.point] != cuts)
             and (batch_size > 1 or variant.split_scale == start.split_scale)

@@ -162,7 +162,11 @@ def _open_study(start: _Start, settings: TuneSettings, machine: Machine, worker:
     points = frozenset({start.variant.point})
     if workload.has_texts:
         points = allow_points(front, start.variant.point, settings.max_drop)
-    limits = Limits(points, workload.can_check_answers, workload.profile != start.manifest.profile)
+    narrows_profile, is_certified = (
+        workload.profile != start.manifest.profile,
+        bool(front[start.variant.point].certified),
+    )
+    limits = Limits(points, workload.can_check_answers, narrows_profile, is_certified)
     batch_size = int(workload.describe()["batch_size"])
     space = build_space(start.variant, front, find_cuts(start.manifest.segments), machine, limits, batch_size)
     identity = {

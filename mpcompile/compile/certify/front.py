@@ -19,6 +19,8 @@ from mpcompile.errors import TargetUnreachable
 
 FAR_SLOWER = 2.5
 """Times slower than the point that is wanted: such points are not tested."""
+ALMOST = 0.1
+"""Share of the loss that is allowed, by which a point counts as hardly lossier than another."""
 MOST_BETWEEN = 4
 """Points tested between the least lossy one and the one that is wanted."""
 
@@ -58,20 +60,24 @@ def count_needed(settings: Settings, point: Candidate, part: TextPart) -> int:
     return 0 if needed is None else 3 * needed
 
 
-def sequence_of(front: Sequence[MeasuredPoint], target: int) -> tuple[int, ...]:
+def sequence_of(front: Sequence[MeasuredPoint], target: int, max_drop: float) -> tuple[int, ...]:
     """The order in which points are tested, decided by time and by the texts for choosing alone.
 
-    The least lossy point comes first, and then others from slow to fast: what is faster loses more, or will on other
-    texts. So where one fails, the fastest of those before it is returned. Far slower ones than the one that is wanted
-    are left out, and of those between at most `MOST_BETWEEN` are tested, for the time that it takes to run them.
+    The first one is the fastest of those that lose hardly more than the least lossy one, see `ALMOST`: where it fails,
+    nothing is certified. Then come others from slow to fast: what is faster loses more, or will on other texts. So
+    where one fails, the fastest of those before it is returned. Far slower ones than the one that is wanted are left
+    out, and of those between at most `MOST_BETWEEN` are tested, for the time that it takes to run them.
 
     Args:
         front: measured points.
         target: the one that is wanted.
+        max_drop: loss that is allowed.
     """
     known = [i for i, point in enumerate(front) if point.drop is not None]
     by_speed = sorted(known, key=lambda i: front[i].speedup)
-    first = min(by_speed, key=lambda i: front[i].drop or 0.0)
+    least = min(front[i].drop or 0.0 for i in known)
+    safe = [i for i in by_speed if (front[i].drop or 0.0) <= least + ALMOST * max_drop]
+    first = max((i for i in safe if front[i].speedup <= front[target].speedup), default=safe[0], key=by_speed.index)
     slowest = max(front[target].speedup / FAR_SLOWER, front[first].speedup)
     slower = [i for i in by_speed if slowest <= front[i].speedup < front[target].speedup and i != first]
     picked = np.linspace(0, len(slower) - 1, min(MOST_BETWEEN, len(slower))).round().astype(int)
@@ -97,7 +103,7 @@ def certify_front(
     """
     assert settings.max_drop is not None
     wanted = pick(front, settings.target_speedup, settings.max_drop)
-    sequence = sequence_of(front, wanted)
+    sequence = sequence_of(front, wanted, settings.max_drop)
     certificate = find_certified(
         map(answers.loss, sequence), answers.original_loss, settings.max_drop, settings.confidence
     )

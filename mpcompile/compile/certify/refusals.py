@@ -18,7 +18,7 @@ from mpcompile.compile.settings import Settings
 from mpcompile.errors import DataError, TargetUnreachable
 from mpcompile.store.results import Store, digest
 
-_IDLE = ("cache_dir", "progress", "show_texts", "storage")
+_IDLE = ("cache_dir", "progress", "show_texts", "storage", "require_target")
 """Options that change no answer."""
 
 
@@ -75,11 +75,15 @@ class Refusals:
 
     @contextlib.contextmanager
     def recording(self, settings: Settings, tested: int) -> Iterator[None]:
-        """Remembers that a run with these options, tested on so many texts, was refused, where the block says so."""
+        """Remembers that a run with these options, tested on so many texts, was refused, where the block says so.
+
+        A run that certified a point was refused for its speed: the texts said yes.
+        """
         try:
             yield
-        except TargetUnreachable:
-            self.record(settings, tested)
+        except TargetUnreachable as error:
+            if settings.max_drop is not None and not any(getattr(point, "certified", None) for point in error.front):
+                self.record(settings, tested)
             raise
 
     def record(self, settings: Settings, tested: int) -> None:

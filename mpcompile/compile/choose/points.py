@@ -55,12 +55,14 @@ class Question:
         cost: predicts time.
         target_gain: speed that is wanted, times that of the unpruned engine.
         heads: exit heads, None for no exits.
+        prunes: whether schedules that prune are tried.
     """
 
     part: TextPart
     cost: CostModel
     target_gain: float
     heads: Heads | None
+    prunes: bool = True
 
 
 def choose_from_texts(job: Job, model: Model, target: Target, question: Question) -> tuple[Chosen, ...]:
@@ -72,13 +74,13 @@ def choose_from_texts(job: Job, model: Model, target: Target, question: Question
     part, heads = question.part, question.heads
     collector = Collector(job, model, target, tuple(sorted(heads.heads)) if heads else (), part)
     held_out = []
-    for schedule in collector.schedules:
+    for schedule in collector.schedules if question.prunes else (collector.unpruned,):
         features = collector.collect(schedule)
         logits = heads.predict_held_out(features.pooled) if heads else {}
         logits = {**logits, model.num_layers: features.logits}
         held_out.append(HeldOut.from_logits(schedule.measured(features.kept, part.lengths), logits, part.task))
     pricer = Pricer(part.truth, part.lengths, question.cost, job.settings.batch_size, target.precision, part.task)
-    if job.settings.trials:
+    if job.settings.trials and question.prunes:
         answers = HeldOutAnswers(job, model, collector, heads)
         held_out += _search_schedules(
             job, _identify(job, model, target, part, pricer), answers, held_out, pricer, question.target_gain
@@ -87,7 +89,7 @@ def choose_from_texts(job: Job, model: Model, target: Target, question: Question
         candidates = PointSearch(held_out, pricer).search(question.target_gain, stage)
     trained = heads.heads if heads else {}
     best = finish_choice(model.num_layers, question.cost, candidates, trained)
-    if not best.prune_layers or job.settings.selection != "top":
+    if not best.prune_layers or not question.prunes or job.settings.selection != "top":
         return (best,)
     plainer = PointSearch(held_out[:1], pricer).search(question.target_gain)
     return best, finish_choice(model.num_layers, question.cost, plainer, trained)

@@ -24,7 +24,7 @@ from mpcompile.runtime.runtime import Runner, Runtime
 
 GAIN_RUNS, FRONT_RUNS = 3, 5
 GAIN_BATCHES = 8
-PROBE_TEXTS = 32
+PROBE_TEXTS = 16
 Calls = Sequence[Callable[[], object]]
 
 

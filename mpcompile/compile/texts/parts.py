@@ -64,6 +64,13 @@ class Texts:
     has_unseen: bool = False
 
     @property
+    def taught(self) -> Examples:
+        """The texts that heads are trained on."""
+        part = self.choosing if self.training is None else self.training
+        assert part.examples is not None
+        return part.examples
+
+    @property
     def timed(self) -> TextPart:
         """The texts to time."""
         return self.choosing if self.timing is None else self.timing
@@ -214,7 +221,7 @@ def split_texts(
     timing = None
     if len(rest) >= num_timed:  # texts that nothing else needs
         rest, timed = np.split(rest, [max(len(rest) - MOST_TIMED, 0) if num_timed else len(rest)])
-        timing = encode_examples(tokenizer, model, source.take(timed), name)
+        timing = encode_examples(tokenizer, model, source.take(timed), name) if num_timed else None
     elif num_timed:
         cut -= num_timed
         timing = part.take(np.arange(cut, cut + num_timed))
@@ -230,7 +237,7 @@ def split_texts(
         choosing=part.take(np.arange(start, cut)),
         certifying=certifying,
         training=training,
-        timing=timing if timing is not None and len(timing.encoded) else None,
+        timing=timing,
         num_given=len(source),
         spare=source.take(rest) if len(rest) else None,
         has_unseen=held_out is not None,

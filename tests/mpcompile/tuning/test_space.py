@@ -27,9 +27,9 @@ def front(measured_point: Make) -> tuple[MeasuredPoint, ...]:
 def make_space(front: tuple[MeasuredPoint, ...]) -> Callable[..., Space]:
     def make(
         batch_size: int = 32, start: Variant = START, points: tuple[int, ...] = (0, 1), checked: bool = True,
-        narrows: bool = True,
+        narrows: bool = True, certified: bool = False,
     ) -> Space:  # fmt: skip
-        limits = Limits(frozenset(points), checked, narrows)
+        limits = Limits(frozenset(points), checked, narrows, certified)
         return build_space(start, front, CUTS, MACHINE, limits, batch_size)
 
     return make
@@ -88,6 +88,13 @@ def test_precision_stays_where_answers_cannot_be_compared(make_space: Callable[.
     assert values(make_space(), "precision") == {"f32", "bf16"}
 
 
+def test_certificate_keeps_precision_and_cuts(make_space: Callable[..., Space]) -> None:
+    space = make_space(certified=True)
+    assert values(space, "precision") == {START.precision} and values(space, "cuts") == {START.cuts}
+    assert len(values(space, "num_threads")) > 1
+    assert len(values(make_space(), "cuts")) > 1
+
+
 def test_float_engines_are_not_quantised(front: tuple[MeasuredPoint, ...]) -> None:
     machine = dataclasses.replace(MACHINE, precisions=("f32", "bf16", "int8"))
     space = build_space(START, front, CUTS, machine, Limits(frozenset({0, 1}), True, True), 32)
@@ -126,6 +133,16 @@ def test_points_lose_no_more_than_allowed(
 ) -> None:
     front = [measured_point(POINTS[0], 1.0, drop) for drop in drops]
     assert allow_points(front, chosen, max_drop) == allowed
+
+
+@pytest.mark.parametrize(("chosen", "allowed"), [(1, {0, 1}), (2, {0, 1, 2, 3})])
+def test_certified_points_are_left_for_certified_ones_alone(
+    measured_point: Make, chosen: int, allowed: set[int]
+) -> None:
+    rows = [measured_point(POINTS[0], 1.0, drop) for drop in (0.0, 0.01, 0.02, 0.0)]
+    certified = (True, True, False, False)
+    front = [dataclasses.replace(row, certified=passed) for row, passed in zip(rows, certified, strict=True)]
+    assert allow_points(front, chosen, 0.5) == allowed
 
 
 def test_candidates_come_in_order_of_prediction(make_space: Callable[..., Space]) -> None:

@@ -25,7 +25,7 @@ from mpcompile.runtime.tokens import Tokenizer
 
 Make = Callable[[OperatingPoint, float, float | None], MeasuredPoint]
 TEXTS = 400
-ROWS = [(1.0, 0.0), (2.0, 0.001), (5.0, 0.004), (9.0, 0.04)]
+ROWS = [(1.0, 0.0), (2.0, 0.003), (5.0, 0.004), (9.0, 0.04)]
 
 
 class Answers:
@@ -82,12 +82,21 @@ def certify(front: tuple[MeasuredPoint, ...], ask: Any) -> Callable[..., tuple[A
 
 
 def test_points_up_to_the_wanted_one_are_tested_from_the_least_lossy_on(front: Any) -> None:
-    assert sequence_of(front, 2) == (0, 1, 2, 3)
-    assert sequence_of(front[::-1], 1) == (3, 2, 1, 0)
+    assert sequence_of(front, 2, 0.0) == (0, 1, 2, 3)
+    assert sequence_of(front[::-1], 1, 0.0) == (3, 2, 1, 0)
 
 
 def test_points_that_are_far_slower_are_left_out_but_for_the_first(front: Any) -> None:
-    assert sequence_of(front, 3) == (0, 2, 3)
+    assert sequence_of(front, 3, 0.0) == (0, 2, 3)
+
+
+def test_fastest_of_those_that_lose_hardly_more_than_the_least_lossy_comes_first(front: Any) -> None:
+    alike = tuple(
+        dataclasses.replace(row, drop=drop) for row, drop in zip(front, (0.0, 0.001, 0.004, 0.02), strict=True)
+    )
+    assert sequence_of(alike, 2, 0.02) == (1, 2, 3)
+    assert sequence_of(alike, 2, 0.1) == (2, 3)
+    assert sequence_of(alike, 0, 0.1) == (0, 1, 2, 3)
 
 
 def test_points_that_pass_are_certified_and_the_least_lossy_at_the_target_is_taken(certify: Any) -> None:

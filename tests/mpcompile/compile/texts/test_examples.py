@@ -169,6 +169,7 @@ def test_csv_defect_is_named_with_its_line(tmp_path: Path, content: str | bytes,
         (b"PK\x03\x04" + bytes(20), "is a zip archive"),
         (b"PAR1" + bytes(20), "is a Parquet file: give it the extension .parquet"),
     ],
+    ids=["utf-16", "utf-16-be", "utf-16-le", "utf-32", "gzip", "bzip2", "xz", "zip", "parquet"],
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_file_that_is_no_utf_8_text_is_named_as_what_it_is(
