@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.job import Job, Model, open_job
 from mpcompile.compile.measure.front import Baseline
-from mpcompile.compile.measure.workload import build_workload
+from mpcompile.compile.measure.workload import build_workload, rank_texts
 from mpcompile.compile.original import open_original
 from mpcompile.compile.rebuild import rebuild_chain
 from mpcompile.compile.recording import CalibrationTexts
-from mpcompile.compile.reference import ask_original, build_unpruned, unpruned_point
+from mpcompile.compile.reference import ask_original, build_unpruned, group_by_length, unpruned_point
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import load_examples
 from mpcompile.compile.texts.parts import TextPart, encode_examples
+from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.progress import Stage, StageProgress
@@ -30,11 +32,18 @@ from mpcompile.runtime.load import load_artifact
 from mpcompile.runtime.model import OptimizedModel
 from mpcompile.runtime.runtime import Runtime
 
+GROUPED = "unpruned, grouped by length"
+TEXTS_TIMED = 192
+
 
 def benchmark_artifact(
     directory: Path, test: Any, batch_sizes: Sequence[int], runs: int, max_texts: int, progress: bool = True
 ) -> list[dict[str, Any]]:
     """Accuracy and time of the original, the unpruned engine and every operating point, interleaved.
+
+    Batches are drawn at random from texts in order of where they leave at the point that the artifact was made for, so
+    that the drawn ones leave where all of them do. Batches of several are timed on the unpruned engine split by length,
+    too.
 
     Args:
         directory: the artifact; needs torch and transformers to run the original in it.
@@ -60,12 +69,12 @@ def benchmark_artifact(
         part = ask_original(job, model, target, part, "test")
         # An unpruned engine in int8 is a baseline of time above all; the texts at hand will do to calibrate it.
         job = dataclasses.replace(job, calibration=CalibrationTexts.draw(part.tokenizer, part.encoded))
-        bench = _Bench(job, model, optimized, build_unpruned(job, model, target), part)
-        answers = bench.answer()
+        bench = _Bench(job, model, target, optimized, build_unpruned(job, model, target), part)
+        answers, rank = bench.answer()
         rows: list[dict[str, Any]] = []
         for batch_size in batch_sizes:
             with bars.stage(f"measure batch {batch_size}") as stage:
-                timings = bench.measure(batch_size, runs, stage)
+                timings = bench.measure(batch_size, runs, rank, stage)
             rows.extend(_row(name, batch_size, timings, answers, part) for name in timings)
     return rows
 
@@ -95,6 +104,7 @@ class _Bench:
 
     job: Job
     model: Model
+    target: Target
     optimized: OptimizedModel
     unpruned: Runtime
     part: TextPart
@@ -103,23 +113,31 @@ class _Bench:
     def _unpruned_point(self) -> OperatingPoint:
         return unpruned_point(self.model, self.optimized.report.machine["precision"])
 
-    def answer(self) -> dict[str, np.ndarray]:
-        """What each system answers, see `Task.answers`."""
-        part, answers = self.part, {"original": self.part.original_answer}
+    def answer(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What each system answers, see `Task.answers`, and how hard each text is, see `Traffic.rank`."""
+        part, answers, rank = self.part, {"original": self.part.original_answer}, self.part.lengths
         answers["unpruned"] = part.task.answers(part.answer(self.unpruned, self._unpruned_point).logits)
+        answers[GROUPED] = answers["unpruned"]
         for i, row in enumerate(self.optimized.operating_points):
-            answers[f"point {i}"] = part.task.answers(part.answer(self.optimized.runtime, row.point).logits)
-        return answers
+            result = part.answer(self.optimized.runtime, row.point)
+            answers[f"point {i}"] = part.task.answers(result.logits)
+            if i == self.optimized.report.chosen:
+                rank = rank_texts(result.exit_layer, part.lengths)
+        return answers, rank
 
-    def measure(self, batch_size: int, runs: int, stage: Stage) -> dict[str, Timing]:
+    def measure(self, batch_size: int, runs: int, rank: np.ndarray, stage: Stage) -> dict[str, Timing]:
         """Times of each system on batches of the texts, interleaved."""
-        order = np.random.default_rng(0).permutation(len(self.part.encoded))
-        num_batches = max(3, 96 // batch_size)
-        workload = build_workload(self.part.tokenizer, self.part.encoded, batch_size, num_batches, order, 0)
+        num_batches = max(3, TEXTS_TIMED // batch_size)
+        workload = build_workload(self.part.tokenizer, self.part.encoded, batch_size, num_batches, rank, 0)
         original, names = self.job.original, self.model.captured.input_names
         num_threads = original.find_threads([original.prepare(batch, names) for batch in workload.batches[:3]])
         baseline = Baseline(original, num_threads, self.unpruned, self._unpruned_point, workload, names)
         calls = {"original": baseline.original_calls(), "unpruned": baseline.unpruned_calls()}
+        if batch_size > 1:
+            length = int(np.median(self.part.lengths))
+            cost = measure_cost_model(self.job, self.model, self.target, self.unpruned, length)
+            grouped = group_by_length(self.unpruned, cost, self.model.captured.num_labels, length)
+            calls[GROUPED] = baseline.point_calls(grouped, self._unpruned_point)
         for i, row in enumerate(self.optimized.operating_points):
             calls[f"point {i}"] = baseline.point_calls(self.optimized.runtime, row.point)
         return measure_interleaved(calls, runs, on_run=stage)

@@ -56,8 +56,7 @@ class Traffic:
             return None
         with progress.stage("see where texts leave") as stage:
             exit_layer = self.part.answer(runtime, point, stage).exit_layer
-        lengths = self.part.lengths
-        return np.asarray(exit_layer + lengths / (lengths.max() + 1.0))
+        return rank_texts(exit_layer, self.part.lengths)
 
     def draw(self, num_batches: int, rank: np.ndarray | None = None) -> Workload:
         """At most this many batches; four of them without texts.
@@ -71,6 +70,11 @@ class Traffic:
             return Workload(batches, tuple(np.arange(self.batch_size) for _ in batches))
         rank = self.part.lengths if rank is None else rank
         return build_workload(self.part.tokenizer, self.part.encoded, self.batch_size, num_batches, rank, self.seed)
+
+
+def rank_texts(exit_layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """How hard texts are, (N,): by the layer that each leaves after, and among those that leave there by length."""
+    return np.asarray(exit_layer + lengths / (lengths.max() + 1.0))
 
 
 def build_workload(

@@ -346,7 +346,9 @@ def test_bench_shows_every_system(eager_artifact: Path, texts_csv: Path, capsys:
 def test_bench_prints_one_json_object(eager_artifact: Path, texts_csv: Path, capsys: Captured) -> None:
     status, out, _ = run(capsys, *bench_arguments(eager_artifact, texts_csv, "--json"))
     assert status == 0
-    assert isinstance(json.loads(out), dict)
+    rows = json.loads(out)["rows"]
+    assert [row["batch_size"] for row in rows if row["system"] == "unpruned, grouped by length"] == [4]
+    assert {row["system"] for row in rows} >= {"original", "unpruned", "point 0", "point 2"}
 
 
 @pytest.mark.parametrize("option", [["--runs", 0], ["--batch-size", 0], ["--max-texts", 0]], ids=str)
