@@ -103,7 +103,7 @@ def optimize(
         refusals = Refusals.read(job.store, whole.digest, given.digest)
         parts, on_test = split_given(job, whole, given, refusals.find_tested(settings))
         traffic = _describe_traffic(settings, whole, parts)
-        pace = measure_pace(job, whole, traffic)
+        pace = measure_pace(job, whole, target, traffic)
         progress.say(describe_agenda(settings, pace, parts, on_test))
         job, whole, parts, on_test = ask_about_texts(job, whole, target, parts, on_test)
         adapted = Adapted(whole)
@@ -161,7 +161,7 @@ def _build_and_measure(
     grouped = None
     if settings.batch_size > 1:
         grouped = group_by_length(offer.unpruned, first.cost, model.captured.num_labels, traffic.length)
-    baseline = Baseline(job.original, pace.num_threads, offer.unpruned, point, workload, names, grouped)
+    baseline = Baseline(pace.original, pace.num_threads, offer.unpruned, point, workload, names, grouped)
     choosing = None if parts is None else parts.choosing
     fronts = measure_fronts(
         job.progress, baseline, [TimedChain(built.runtime, built.chosen) for built in chains], choosing

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from mpcompile.store.results import digest_arrays
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GPU = "cuda"
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -50,6 +53,10 @@ class Original:
     name: str
     pooling: Pooling = field(default=Pooling())
     missing: str = ""
+
+    def describe_place(self) -> str:
+        """Device and dtype, such as `cuda:0 in float16`."""
+        return f"{self.model.device} in {str(self.model.dtype).removeprefix('torch.')}"
 
     @property
     def separator_id(self) -> int | None:
@@ -127,6 +134,35 @@ class Original:
         import torch
 
         return {name: torch.from_numpy(batch[name]).to(self.model.device) for name in names}
+
+
+def place_original(
+    original: Original, device_kind: str, batches: Sequence[dict[str, np.ndarray]], names: tuple[str, ...]
+) -> Original:
+    """The original as it is timed: where the engines run, in the dtype that it is fastest in there.
+
+    On the CPU, and where torch sees no GPU, that is the original itself. A model on the CPU, or in fp32, beside engines
+    on a GPU would make any result look good.
+
+    Args:
+        original: as passed in; left as it is.
+        device_kind: "cpu" or "gpu", see `Backend`.
+        batches: to time it on.
+        names: what it reads of a batch.
+    """
+    import torch
+
+    if device_kind != "gpu" or not torch.cuda.is_available():
+        return original
+    copies: dict[str, Original] = {}
+    for dtype in (original.model.dtype, torch.float16, torch.bfloat16):
+        model = copy.deepcopy(original.model).to(device=GPU, dtype=dtype)  # type: ignore[call-arg]
+        copies[str(dtype)] = dataclasses.replace(original, model=model)
+    calls = {
+        name: [partial(each.run, each.prepare(batch, names)) for batch in batches] for name, each in copies.items()
+    }
+    timings = measure_interleaved(calls, runs=2)
+    return copies[min(copies, key=lambda name: timings[name].median_s)]
 
 
 def open_original(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> Original:

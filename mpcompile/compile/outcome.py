@@ -137,6 +137,7 @@ def write_report(
             "mean_length": float(lengths.mean()),
             "max_length": int(lengths.max()),
             "original_threads": timed.baseline.num_threads,
+            "original_place": timed.baseline.original.describe_place(),
         },
         machine=describe_machine(timed.built.target),
         notes=_list_notes(settings, model, outcome, parts),
@@ -172,6 +173,8 @@ def _list_notes(settings: Settings, model: Model, outcome: Outcome, parts: Texts
         )
     if parts is not None and parts.num_given > settings.max_texts:
         notes.append(f"{settings.max_texts} of {parts.num_given} texts were drawn (max_texts)")
+    if outcome.timed.built.target.backend.device_kind == "gpu":
+        notes.append(f"the original was timed on {outcome.timed.baseline.original.describe_place()}")
     if not model.task.has_exits:
         notes.append(model.task.explain_no_exits())
     return (*notes, *_busy_notes(outcome.point), *outcome.timed.notes)

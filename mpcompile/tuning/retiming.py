@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from mpcompile.compile.original import open_original
+from mpcompile.compile.original import open_original, place_original
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.timing import measure_interleaved
 from mpcompile.runtime.artifact import MODEL
@@ -101,8 +101,10 @@ def _at(point: OperatingPoint, precision: str) -> OperatingPoint:
 def _original_calls(
     builder: VariantBuilder, batches: Sequence[dict[str, np.ndarray]]
 ) -> tuple[list[Callable[[], object]], int]:
-    original = open_original(builder.directory / MODEL, None)
-    prepared = [original.prepare(batch, builder.manifest.signature.input_names) for batch in batches]
+    names = builder.manifest.signature.input_names
+    found = open_original(builder.directory / MODEL, None)
+    original = place_original(found, builder.backend.device_kind, batches[:_PROBES], names)
+    prepared = [original.prepare(batch, names) for batch in batches]
     num_threads = original.find_threads(prepared[:_PROBES])
     return [partial(original.run, batch, num_threads) for batch in prepared], num_threads
 

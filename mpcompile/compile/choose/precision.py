@@ -109,7 +109,7 @@ def choose_precision(
         with job.progress.stage(f"unpruned engine in {name}"):
             unpruned, point = build_unpruned(job, model, in_precision(target, name)), unpruned_point(model, name)
         names = model.captured.input_names
-        baselines[name] = Baseline(job.original, pace.num_threads, unpruned, point, workload, names)
+        baselines[name] = Baseline(pace.original, pace.num_threads, unpruned, point, workload, names)
     gains = measure_engine_gains(job.progress, baselines)
     questions = []
     for name, gain in zip(precisions, gains, strict=True):

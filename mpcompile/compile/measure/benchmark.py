@@ -15,7 +15,7 @@ from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.job import Job, Model, open_job
 from mpcompile.compile.measure.front import Baseline
 from mpcompile.compile.measure.workload import build_workload, rank_texts
-from mpcompile.compile.original import open_original
+from mpcompile.compile.original import open_original, place_original
 from mpcompile.compile.rebuild import rebuild_chain
 from mpcompile.compile.recording import CalibrationTexts
 from mpcompile.compile.reference import ask_original, build_unpruned, group_by_length, unpruned_point
@@ -129,7 +129,8 @@ class _Bench:
         """Times of each system on batches of the texts, interleaved."""
         num_batches = max(3, TEXTS_TIMED // batch_size)
         workload = build_workload(self.part.tokenizer, self.part.encoded, batch_size, num_batches, rank, 0)
-        original, names = self.job.original, self.model.captured.input_names
+        names, device_kind = self.model.captured.input_names, self.target.backend.device_kind
+        original = place_original(self.job.original, device_kind, workload.batches[:3], names)
         num_threads = original.find_threads([original.prepare(batch, names) for batch in workload.batches[:3]])
         baseline = Baseline(original, num_threads, self.unpruned, self._unpruned_point, workload, names)
         calls = {"original": baseline.original_calls(), "unpruned": baseline.unpruned_calls()}

@@ -13,8 +13,9 @@ from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.points import Chosen
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.measure.workload import Traffic, Workload, count_batches
-from mpcompile.compile.original import Original
+from mpcompile.compile.original import Original, place_original
 from mpcompile.compile.texts.parts import TextPart
+from mpcompile.contract.backend import Target
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.chain import Chain, predict_workload
@@ -33,7 +34,7 @@ class Baseline:
     """The systems that points are compared with, on one workload.
 
     Attributes:
-        original: the model as passed in.
+        original: the model as passed in, see `Pace`.
         num_threads: CPU threads that the original runs fastest on.
         unpruned: the whole model as one engine.
         unpruned_point: of that engine.
@@ -81,10 +82,12 @@ class Pace:
     """The speed of the original, as passed in.
 
     Attributes:
+        original: as it is timed, see `place_original`.
         num_threads: that the original runs fastest on.
         batch_s: seconds for a batch.
     """
 
+    original: Original
     num_threads: int
     batch_s: float
 
@@ -94,14 +97,15 @@ class Pace:
         return count_batches(self.batch_s)
 
 
-def measure_pace(job: Job, model: Model, traffic: Traffic) -> Pace:
+def measure_pace(job: Job, model: Model, target: Target, traffic: Traffic) -> Pace:
     """Times the original on `PROBE_TEXTS` texts, or on one batch of them where it is larger."""
-    probe, original = traffic.draw(max(PROBE_TEXTS // traffic.batch_size, 1)), job.original
-    prepared = [original.prepare(batch, model.captured.input_names) for batch in probe.batches]
+    probe, names = traffic.draw(max(PROBE_TEXTS // traffic.batch_size, 1)), model.captured.input_names
     with job.progress.stage("time the original"):
+        original = place_original(job.original, target.backend.device_kind, probe.batches, names)
+        prepared = [original.prepare(batch, names) for batch in probe.batches]
         num_threads = original.find_threads(prepared)
         calls = [partial(original.run, batch, num_threads) for batch in prepared]
-        return Pace(num_threads, measure_interleaved({"original": calls}, runs=1)["original"].median_s)
+        return Pace(original, num_threads, measure_interleaved({"original": calls}, runs=1)["original"].median_s)
 
 
 def measure_engine_gains(progress: StageProgress, baselines: Mapping[str, Baseline]) -> list[float]:

@@ -8,11 +8,12 @@ import pytest
 
 from mpcompile.compile.agenda import describe_agenda, estimate_seconds
 from mpcompile.compile.measure.front import Pace
+from mpcompile.compile.original import Original
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples
 from mpcompile.compile.texts.parts import TextPart, Texts
 
-PACE = Pace(1, 0.1)
+PACE = Pace(cast(Original, None), 1, 0.1)
 
 
 def part(count: int) -> TextPart:
