@@ -3,8 +3,9 @@
     python bench/bench_cpu.py --model DIR --train train.csv --test test.csv --out bench/results
 
 Rows: the original (Hugging Face eager), torch.compile, ONNX Runtime, OpenVINO unpruned in fp32, in bf16
-where the machine has it, and in int8 (NNCF), and mpcompile at several operating points. Every row has
-accuracy on all test texts and time on the same batches, drawn at random, in the order they came.
+where the machine has it, in int8 (NNCF) and in int8 with batches grouped by length, and mpcompile at several
+operating points. Every row has accuracy on all test texts and time on the same batches, drawn at random, in the
+order they came.
 Operating points are chosen on train texts alone; the test texts are read once.
 """
 
@@ -135,7 +136,7 @@ def _make_systems(options: argparse.Namespace, optimized: mpcompile.OptimizedMod
         "OpenVINO bf16": lambda: peers.openvino(options.model, "bf16"),
         "OpenVINO int8 (NNCF)": lambda: peers.openvino_int8(options.model, options.train, optimized.tokenizer),
     }
-    made = []
+    made: list[System] = []
     for name, make in makers.items():
         if any(word in name for word in options.skip):
             continue
@@ -143,6 +144,7 @@ def _make_systems(options: argparse.Namespace, optimized: mpcompile.OptimizedMod
             made.append(make())
         except (ImportError, RuntimeError) as error:
             print(f"{name}: left out: {error}", file=sys.stderr)
+    made += [peers.grouped(system) for system in made if "int8" in system.name]
     seen = set()
     for target in sorted({*TARGETS, options.target_speedup}):
         optimized.set_speedup(target)

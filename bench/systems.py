@@ -100,6 +100,27 @@ def openvino_int8(model: str, train: str, tokenizer: Tokenizer, num_texts: int =
     return _compile_openvino("OpenVINO int8 (NNCF)", quantised, model, "f32")
 
 
+def grouped(system: System, rows: int = 8) -> System:
+    """A system whose batches are sorted by length and cut into groups of `rows`, each padded to its own longest text.
+
+    What users of sentence-transformers have, which sorts all texts before it cuts them into batches.
+    """
+
+    def prepare(batch: Batch) -> list[tuple[np.ndarray, Any]]:
+        lengths = batch["attention_mask"].sum(1)
+        order = np.argsort(-lengths, kind="stable")
+        groups = [order[start : start + rows] for start in range(0, len(order), rows)]
+        cut = [{key: value[group, : lengths[group].max()] for key, value in batch.items()} for group in groups]
+        whole = [{key: np.ascontiguousarray(value) for key, value in each.items()} for each in cut]
+        return [(group, system.prepare(each)) for group, each in zip(groups, whole, strict=True)]
+
+    def run(groups: list[tuple[np.ndarray, Any]]) -> np.ndarray:
+        answers = [system.run(inputs) for _, inputs in groups]
+        return np.concatenate(answers)[np.argsort(np.concatenate([group for group, _ in groups]))]
+
+    return System(f"{system.name}, grouped by length", prepare, run, {**system.facts, "rows": rows}, system.max_texts)
+
+
 def at_point(
     optimized: mpcompile.OptimizedModel, point: OperatingPoint, name: str, facts: dict[str, Any] | None = None
 ) -> System:
