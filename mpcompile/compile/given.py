@@ -78,6 +78,9 @@ class Given:
         if job.tokenizer is not None and job.original.tokenizer is not None:
             check_vocabulary(job.tokenizer, vocab_size)
             check_tokenization(job.tokenizer, job.original.tokenizer, self.texts)
+            for examples in (self.held_out, self.test):
+                if examples is not None:
+                    check_tokenization(job.tokenizer, job.original.tokenizer, examples)
 
 
 def read_given(

@@ -17,7 +17,7 @@ from mpcompile.compile.certify.refusals import Refusals
 from mpcompile.compile.chains import build_chains, keep_best
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.points import choose_without_texts
-from mpcompile.compile.choose.precision import Offer, check_precision, choose_precision
+from mpcompile.compile.choose.precision import Offer, check_precision, choose_precision, find_wanted
 from mpcompile.compile.given import ask_about_texts, ask_more, read_given, split_given
 from mpcompile.compile.job import Job, Model, open_job
 from mpcompile.compile.measure.front import Baseline, Pace, TimedChain, measure_fronts, measure_pace
@@ -155,9 +155,12 @@ def _build_and_measure(
     """Builds the chains of an offer, times their fronts, and keeps the better one."""
     settings, first, (traffic, pace) = job.settings, offer.chains[0], timing
     chains = build_chains(job, model, offer, traffic.length)
-    middle = first.candidates[len(first.candidates) // 2].point
     point, names = unpruned_point(model, offer.target.precision), model.captured.input_names
-    workload = traffic.draw(pace.num_batches, traffic.rank(job.progress, chains[0].runtime, middle))
+    hardness = None
+    if parts is not None:
+        wanted = find_wanted(offer, parts.choosing, settings)
+        hardness = traffic.rank(job.progress, chains[0].runtime, wanted.point, wanted.exit_layer)
+    workload = traffic.draw(pace.num_batches, hardness)
     grouped = None
     if settings.batch_size > 1:
         grouped = group_by_length(offer.unpruned, first.cost, model.captured.num_labels, traffic.length)

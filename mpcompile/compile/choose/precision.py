@@ -14,6 +14,7 @@ import numpy as np
 
 from mpcompile.backends import find_backend
 from mpcompile.compile.adapt.finetune import Adapted
+from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.heads import Heads, train_heads
 from mpcompile.compile.choose.points import Chosen, Question, choose_from_texts
@@ -157,6 +158,19 @@ def pick_offer(offers: Sequence[Sequence[Ranked]], target_speedup: float, max_dr
     """
     every = [(index, point) for index, points in enumerate(offers) for point in points]
     return every[pick([point for _, point in every], target_speedup, max_drop)][0]
+
+
+def find_wanted(offer: Offer, part: TextPart, settings: Settings) -> Candidate:
+    """The candidate of the first chain of engines that is expected to be returned.
+
+    Args:
+        offer: candidates.
+        part: texts for choosing, with the original's answers.
+        settings: the target, and what may be lost.
+    """
+    first = dataclasses.replace(offer, chains=offer.chains[:1])
+    expected = _expect(first, part, settings.batch_size)
+    return offer.chains[0].candidates[pick(expected, settings.target_speedup, part.allowed_drop(settings))]
 
 
 def _expect(offer: Offer, part: TextPart, batch_size: int) -> list[Expected]:

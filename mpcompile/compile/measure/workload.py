@@ -17,6 +17,8 @@ BLOCK_S = 3.0
 """Seconds that the original needs for the batches of a run: enough to average over texts."""
 MIN_BATCHES, MAX_BATCHES = 3, 256
 NUM_DRAWS = 100
+RESAMPLED = 4
+"""Times as many texts as there are, that are drawn from: so exactly are they as many as their weights say."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +52,68 @@ class Traffic:
     vocab_size: int
     seed: int
 
-    def rank(self, progress: StageProgress, runtime: Runner, point: OperatingPoint) -> np.ndarray | None:
-        """How hard each text is, (N,): where it leaves at a point, and then by length; None without texts."""
-        if self.part is None:
-            return None
+    def rank(self, progress: StageProgress, runtime: Runner, point: OperatingPoint, known: np.ndarray) -> Hardness:
+        """How hard each text is: where it leaves at a point, and then by length.
+
+        Args:
+            progress: draws the stage.
+            runtime: the engines.
+            point: see above.
+            known: where texts for choosing leave at the point, (M,): the share that leaves at each exit is known better
+                from both.
+        """
+        assert self.part is not None
         with progress.stage("see where texts leave") as stage:
             exit_layer = self.part.answer(runtime, point, stage).exit_layer
-        return rank_texts(exit_layer, self.part.lengths)
+        return Hardness(rank_texts(exit_layer, self.part.lengths), weigh_texts(exit_layer, known))
 
-    def draw(self, num_batches: int, rank: np.ndarray | None = None) -> Workload:
+    def draw(self, num_batches: int, hardness: Hardness | None = None) -> Workload:
         """At most this many batches; four of them without texts.
 
         Args:
             num_batches: at most this many.
-            rank: how hard each text is, (N,); None ranks them by length.
+            hardness: of the texts; None ranks them by length.
         """
         if self.part is None:
             batches = tuple(random_batch(self.vocab_size, self.batch_size, self.length, seed) for seed in range(4))
             return Workload(batches, tuple(np.arange(self.batch_size) for _ in batches))
-        rank = self.part.lengths if rank is None else rank
-        return build_workload(self.part.tokenizer, self.part.encoded, self.batch_size, num_batches, rank, self.seed)
+        hardness = hardness or Hardness(self.part.lengths, np.ones(len(self.part.encoded)))
+        index = hardness.resample()
+        encoded, rank = [self.part.encoded[i] for i in index], hardness.rank[index]
+        drawn = build_workload(self.part.tokenizer, encoded, self.batch_size, num_batches, rank, self.seed)
+        return Workload(drawn.batches, tuple(index[positions] for positions in drawn.positions))
+
+
+@dataclass(frozen=True)
+class Hardness:
+    """What texts are drawn by.
+
+    Attributes:
+        rank: how hard each is, (N,): texts are drawn evenly along it.
+        weight: how many texts each stands for, (N,).
+    """
+
+    rank: np.ndarray
+    weight: np.ndarray
+
+    def resample(self) -> np.ndarray:
+        """Positions of `RESAMPLED` times as many texts, each as often as its weight says; in order of rank."""
+        order = np.argsort(self.rank, kind="stable")
+        total = np.cumsum(self.weight[order])
+        count = RESAMPLED * len(order)
+        return np.asarray(order[np.searchsorted(total, (np.arange(count) + 0.5) * (total[-1] / count))])
+
+
+def weigh_texts(exit_layer: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """How many texts each stands for, (N,), so that each exit gets the share that it has of all texts, known ones too.
+
+    Args:
+        exit_layer: where each text leaves, (N,).
+        known: where other texts leave, (M,).
+    """
+    both = np.concatenate([exit_layer, known])
+    share = {layer: np.mean(both == layer) / np.mean(exit_layer == layer) for layer in np.unique(exit_layer)}
+    return np.array([share[layer] for layer in exit_layer])
 
 
 def rank_texts(exit_layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:

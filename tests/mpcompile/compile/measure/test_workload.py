@@ -2,15 +2,19 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from mpcompile.compile.measure.workload import (
     MAX_BATCHES,
     MIN_BATCHES,
+    Hardness,
     Workload,
     build_workload,
     count_batches,
     random_batch,
+    weigh_texts,
 )
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
 from tests.models import MAX_POSITIONS
@@ -88,3 +92,33 @@ def test_random_batch_follows_the_seed() -> None:
 @pytest.mark.parametrize(("batch_s", "count"), [(0.1, 30), (3.0, MIN_BATCHES), (1e-4, MAX_BATCHES), (0.0, MAX_BATCHES)])
 def test_batches_fill_three_seconds_within_bounds(batch_s: float, count: int) -> None:
     assert count_batches(batch_s) == count
+
+
+def test_texts_are_drawn_as_often_as_their_weights_say() -> None:
+    hardness = Hardness(np.array([3.0, 1.0, 2.0, 0.0]), np.array([1.0, 2.0, 0.5, 0.5]))
+    index = hardness.resample()
+    assert np.bincount(index, minlength=4).tolist() == [4, 8, 2, 2]
+    assert (np.diff(hardness.rank[index]) >= 0).all()
+
+
+def test_exits_have_the_shares_that_they_have_of_all_texts() -> None:
+    exit_layer, known = np.array([0, 0, 0, 4]), np.array([0] * 6 + [4] * 6)
+    weight = weigh_texts(exit_layer, known)
+    assert weight.sum() == pytest.approx(4)
+    assert weight[exit_layer == 4].sum() / weight.sum() == pytest.approx(7 / 16)
+    assert len(set(weight[:3])) == 1
+
+
+def test_exit_that_no_text_to_time_leaves_at_changes_nothing_of_the_others() -> None:
+    weight = weigh_texts(np.array([0, 4]), np.array([0, 4, 8]))
+    assert weight[0] == weight[1]
+
+
+@given(st.lists(st.sampled_from([0, 2, 4]), min_size=1, max_size=30), st.lists(st.sampled_from([0, 2, 4]), max_size=30))
+def test_resampled_texts_leave_as_all_of_them_do(leaves: list[int], known: list[int]) -> None:
+    exit_layer = np.array(leaves)
+    weight = weigh_texts(exit_layer, np.array(known, int))
+    drawn = exit_layer[Hardness(exit_layer.astype(float), weight).resample()]
+    both = np.array([layer for layer in leaves + known if layer in leaves])
+    for layer in set(leaves):
+        assert abs(np.mean(drawn == layer) - np.mean(both == layer)) <= 1 / len(drawn) + 1e-9
