@@ -21,6 +21,12 @@ DROPOUT = 0.1
 BATCH_SIZE = 256
 MIN_STEPS, MAX_STEPS = 150, 1500
 EPOCHS = 20
+ROUNDING = 2.0**-8
+"""Distance of two numbers in bf16, as a share of them: engines cannot tell a feature that varies by less from a
+constant, such as [CLS] right after the embeddings."""
+LEAST_DEVIATION = 10 * ROUNDING
+"""Share of its mean that a feature is taken to vary by at least: standardised by less, its rounding would be amplified
+to more than a tenth of a standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class HeadStack(nn.Module):
     """M x (F + 1) heads: for each off-ramp one per part held out, and at last one trained on all.
 
     Args:
-        inputs: features (M, N, 2D), for the mean and deviation that standardise them.
+        inputs: features (M, N, 2D), for mean and deviation to standardise by, in weights that engines may round.
         variants: F + 1.
         num_labels: C.
         generator: of the initial weights.
@@ -112,7 +118,8 @@ class HeadStack(nn.Module):
             bound = sizes[0] ** -0.5  # as nn.Linear starts
             return nn.Parameter((torch.rand(*shape, *sizes, generator=generator) * 2 - 1) * bound)
 
-        self.mean, self.deviation = inputs.mean(1, keepdim=True), inputs.std(1, keepdim=True) + 1e-3
+        self.mean, deviation = inputs.mean(1, keepdim=True), inputs.std(1, keepdim=True)
+        self.scale = (deviation > ROUNDING * self.mean.abs()) / (deviation + LEAST_DEVIATION * self.mean.abs() + 1e-3)
         self.hidden_weight, self.hidden_bias = start(size, width), nn.Parameter(torch.zeros(*shape, 1, width))
         self.output_weight, self.output_bias = (
             start(width, num_labels),
@@ -122,7 +129,7 @@ class HeadStack(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (M, F + 1, N, C) of features (M, N, 2D)."""
-        standard = (inputs - self.mean) / self.deviation
+        standard = (inputs - self.mean) * self.scale
         hidden = self.dropout(standard)[:, None] @ self.hidden_weight + self.hidden_bias
         logits: Tensor = self.dropout(nn.functional.gelu(hidden)) @ self.output_weight + self.output_bias
         return logits
@@ -137,7 +144,7 @@ class HeadStack(nn.Module):
         """The head of one off-ramp that was trained on all texts; it standardises in its own weights."""
         size, width = self.hidden_weight.shape[2:]
         head = ExitHead(size // 2, self.output_weight.shape[-1], width, self.multi_label)
-        weight = self.hidden_weight[index, -1] / self.deviation[index, 0, :, None]
+        weight = self.hidden_weight[index, -1] * self.scale[index, 0, :, None]
         head.hidden.weight.data = weight.T.detach().contiguous()
         head.hidden.bias.data = (self.hidden_bias[index, -1, 0] - self.mean[index, 0] @ weight).detach()
         head.output.weight.data = self.output_weight[index, -1].T.detach().contiguous()

@@ -1,10 +1,13 @@
 """Tests of exit heads: trained on features alone, and judged on texts that they did not see."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from mpcompile.compile.adapt.frozen import TrainedHeads, train_exit_heads
+from passes import ExitHead
 
 SIZE, CLASSES = 16, 3
 
@@ -123,6 +126,29 @@ def test_feature_that_never_changes_does_no_harm() -> None:
     }
     logits = train_exit_heads(features, teacher).predict_held_out(features)[4]
     assert np.isfinite(logits).all() and accuracy(logits, teacher) > 0.9
+
+
+def rounded(head: ExitHead, features: np.ndarray) -> np.ndarray:
+    """What an engine in bf16 makes of a head: inputs, weights and the hidden layer are rounded."""
+    copied = copy.deepcopy(head).bfloat16().float()
+    with torch.inference_mode():
+        hidden = copied.hidden(torch.from_numpy(features).bfloat16().float()).bfloat16().float()
+        return np.asarray(copied.output(copied.activation(hidden)))
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_heads_answer_alike_in_bf16_whatever_features_vary_around(offset: float) -> None:
+    """Such as [CLS] right after the embeddings, which is the same in every text, and dimensions of large values."""
+    features, teacher = toy(300, seed=0)
+    constant = np.random.default_rng(1).standard_normal(SIZE // 2).astype(np.float32)
+    for layer in features:
+        features[layer][:, : SIZE // 2] = constant
+        features[layer][:, -2:] += np.float32(offset)
+    trained = train_exit_heads(features, teacher)
+    for layer, values in features.items():
+        exact = answer(trained, layer, values)
+        assert accuracy(exact, teacher) > 0.95
+        assert np.abs(rounded(trained.heads[layer], values) - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_same_seed_gives_the_same_heads() -> None:
