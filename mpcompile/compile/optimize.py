@@ -21,7 +21,7 @@ from mpcompile.compile.choose.precision import Offer, check_precision, choose_pr
 from mpcompile.compile.given import ask_about_texts, ask_more, read_given, split_given
 from mpcompile.compile.job import Job, Model, open_job
 from mpcompile.compile.measure.front import Baseline, Pace, TimedChain, measure_fronts, measure_pace
-from mpcompile.compile.measure.workload import Traffic
+from mpcompile.compile.measure.workload import Hardness, Traffic, describe_mismatch
 from mpcompile.compile.original import open_original
 from mpcompile.compile.outcome import Timed, settle, write_report
 from mpcompile.compile.pack import pack_model
@@ -156,10 +156,12 @@ def _build_and_measure(
     settings, first, (traffic, pace) = job.settings, offer.chains[0], timing
     chains = build_chains(job, model, offer, traffic.length)
     point, names = unpruned_point(model, offer.target.precision), model.captured.input_names
-    hardness = None
+    hardness, notes = None, tuple[str, ...]()
     if parts is not None:
         wanted = find_wanted(offer, parts.choosing, settings)
-        hardness = traffic.rank(job.progress, chains[0].runtime, wanted.point, wanted.exit_layer)
+        exit_layer = traffic.find_exits(job.progress, chains[0].runtime, wanted.point)
+        hardness = Hardness.of(exit_layer, parts.timed.lengths, wanted.exit_layer)
+        notes = describe_mismatch(exit_layer, wanted.exit_layer) if parts.timing is not None else ()
     workload = traffic.draw(pace.num_batches, hardness)
     grouped = None
     if settings.batch_size > 1:
@@ -171,5 +173,6 @@ def _build_and_measure(
     )
     max_drop = None if choosing is None else choosing.allowed_drop(settings)
     built, front = keep_best(chains, fronts.fronts, settings.target_speedup, max_drop)
-    notes = ("pruning was tried and left out: without it the engines measured better",)
-    return Timed(built, baseline, front, fronts, notes if first.prune_layers and not built.chosen.prune_layers else ())
+    if first.prune_layers and not built.chosen.prune_layers:
+        notes = (*notes, "pruning was tried and left out: without it the engines measured better")
+    return Timed(built, baseline, front, fronts, notes)

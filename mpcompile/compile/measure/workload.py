@@ -17,6 +17,8 @@ BLOCK_S = 3.0
 """Seconds that the original needs for the batches of a run: enough to average over texts."""
 MIN_BATCHES, MAX_BATCHES = 3, 256
 NUM_DRAWS = 100
+DOUBTED_ERRORS, DOUBTED_SHARE = 4.0, 0.1
+"""Standard errors, and share of the layers, that texts to time and texts for choosing may differ by."""
 RESAMPLED = 4
 """Times as many texts as there are, that are drawn from: so exactly are they as many as their weights say."""
 
@@ -52,20 +54,11 @@ class Traffic:
     vocab_size: int
     seed: int
 
-    def rank(self, progress: StageProgress, runtime: Runner, point: OperatingPoint, known: np.ndarray) -> Hardness:
-        """How hard each text is: where it leaves at a point, and then by length.
-
-        Args:
-            progress: draws the stage.
-            runtime: the engines.
-            point: see above.
-            known: where texts for choosing leave at the point, (M,): the share that leaves at each exit is known better
-                from both.
-        """
+    def find_exits(self, progress: StageProgress, runtime: Runner, point: OperatingPoint) -> np.ndarray:
+        """The layers that the texts leave after at a point of engines, (N,)."""
         assert self.part is not None
         with progress.stage("see where texts leave") as stage:
-            exit_layer = self.part.answer(runtime, point, stage).exit_layer
-        return Hardness(rank_texts(exit_layer, self.part.lengths), weigh_texts(exit_layer, known))
+            return self.part.answer(runtime, point, stage).exit_layer
 
     def draw(self, num_batches: int, hardness: Hardness | None = None) -> Workload:
         """At most this many batches; four of them without texts.
@@ -96,6 +89,16 @@ class Hardness:
     rank: np.ndarray
     weight: np.ndarray
 
+    @classmethod
+    def of(cls, exit_layer: np.ndarray, lengths: np.ndarray, known: np.ndarray) -> Hardness:
+        """By where texts leave, (N,), and then by length, (N,).
+
+        Args:
+            exit_layer, lengths: of the texts.
+            known: where texts for choosing leave, (M,): the share that leaves at each exit is known better from both.
+        """
+        return cls(rank_texts(exit_layer, lengths), weigh_texts(exit_layer, known))
+
     def resample(self) -> np.ndarray:
         """Positions of `RESAMPLED` times as many texts, each as often as its weight says; in order of rank."""
         order = np.argsort(self.rank, kind="stable")
@@ -114,6 +117,23 @@ def weigh_texts(exit_layer: np.ndarray, known: np.ndarray) -> np.ndarray:
     both = np.concatenate([exit_layer, known])
     share = {layer: np.mean(both == layer) / np.mean(exit_layer == layer) for layer in np.unique(exit_layer)}
     return np.array([share[layer] for layer in exit_layer])
+
+
+def describe_mismatch(exit_layer: np.ndarray, known: np.ndarray) -> tuple[str, ...]:
+    """A note where engines let texts leave elsewhere than they were chosen to, by more than texts differ from texts.
+
+    Args:
+        exit_layer: where texts leave engines, (N,).
+        known: where texts for choosing leave by the answers that points were chosen by, (M,).
+    """
+    ours, expected = float(exit_layer.mean()), float(known.mean())
+    spread = np.sqrt(exit_layer.var() / len(exit_layer) + known.var() / len(known))
+    if abs(ours - expected) <= max(DOUBTED_ERRORS * spread, DOUBTED_SHARE * max(expected, 1.0)):
+        return ()
+    return (
+        f"engines let texts leave after {ours:.2f} layers on average, where {expected:.2f} were expected of the texts "
+        "that points were chosen on: thresholds do not fit these engines as they should",
+    )
 
 
 def rank_texts(exit_layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:

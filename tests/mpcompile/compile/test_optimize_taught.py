@@ -90,8 +90,9 @@ def test_target_is_reached_and_new_texts_are_answered_right(fast: OptimizedModel
     assert right_answers(fast).mean() > 0.95
 
 
-def test_new_texts_take_less_work(job: Job, fast: OptimizedModel) -> None:
-    assert job.work_ratio(fast) > 2.0
+def test_new_texts_take_as_much_less_work_as_is_said(job: Job, fast: OptimizedModel) -> None:
+    """Within 10%, although exits were trained on most of the texts that were given."""
+    assert job.work_ratio(fast) == pytest.approx(fast.report.measured_speedup, rel=0.1)
 
 
 def test_easy_texts_leave_early_and_hard_ones_do_not(fast: OptimizedModel) -> None:
