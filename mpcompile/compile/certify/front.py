@@ -19,7 +19,7 @@ from mpcompile.errors import TargetUnreachable
 
 FAR_SLOWER = 2.5
 """Times slower than the point that is wanted: such points are not tested."""
-ALMOST = 0.1
+ALMOST = 0.2
 """Share of the loss that is allowed, by which a point counts as hardly lossier than another."""
 MOST_BETWEEN = 4
 """Points tested between the least lossy one and the one that is wanted."""
@@ -63,7 +63,7 @@ def count_needed(settings: Settings, point: Candidate, part: TextPart) -> int:
 def sequence_of(front: Sequence[MeasuredPoint], target: int, max_drop: float) -> tuple[int, ...]:
     """The order in which points are tested, decided by time and by the texts for choosing alone.
 
-    The first one is the fastest of those that lose hardly more than the least lossy one, see `ALMOST`: where it fails,
+    The first one is the slowest of those that lose hardly more than the least lossy one, see `ALMOST`: where it fails,
     nothing is certified. Then come others from slow to fast: what is faster loses more, or will on other texts. So
     where one fails, the fastest of those before it is returned. Far slower ones than the one that is wanted are left
     out, and of those between at most `MOST_BETWEEN` are tested, for the time that it takes to run them.
@@ -77,7 +77,7 @@ def sequence_of(front: Sequence[MeasuredPoint], target: int, max_drop: float) ->
     by_speed = sorted(known, key=lambda i: front[i].speedup)
     least = min(front[i].drop or 0.0 for i in known)
     safe = [i for i in by_speed if (front[i].drop or 0.0) <= least + ALMOST * max_drop]
-    first = max((i for i in safe if front[i].speedup <= front[target].speedup), default=safe[0], key=by_speed.index)
+    first = safe[0]
     slowest = max(front[target].speedup / FAR_SLOWER, front[first].speedup)
     slower = [i for i in by_speed if slowest <= front[i].speedup < front[target].speedup and i != first]
     picked = np.linspace(0, len(slower) - 1, min(MOST_BETWEEN, len(slower))).round().astype(int)

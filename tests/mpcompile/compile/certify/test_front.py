@@ -90,13 +90,14 @@ def test_points_that_are_far_slower_are_left_out_but_for_the_first(front: Any) -
     assert sequence_of(front, 3, 0.0) == (0, 2, 3)
 
 
-def test_fastest_of_those_that_lose_hardly_more_than_the_least_lossy_comes_first(front: Any) -> None:
+def test_slowest_of_those_that_lose_hardly_more_than_the_least_lossy_comes_first(front: Any) -> None:
+    """What loses least on the texts for choosing may do so by luck, and where the first fails, nothing is certified."""
     alike = tuple(
-        dataclasses.replace(row, drop=drop) for row, drop in zip(front, (0.0, 0.001, 0.004, 0.02), strict=True)
+        dataclasses.replace(row, drop=drop) for row, drop in zip(front, (0.003, 0.001, 0.0, 0.02), strict=True)
     )
-    assert sequence_of(alike, 2, 0.02) == (1, 2, 3)
-    assert sequence_of(alike, 2, 0.1) == (2, 3)
-    assert sequence_of(alike, 0, 0.1) == (0, 1, 2, 3)
+    assert sequence_of(alike, 2, 0.02) == (0, 1, 2, 3) == sequence_of(alike, 2, 0.015)
+    assert sequence_of(alike, 2, 0.01) == (1, 2, 3)
+    assert sequence_of(alike, 2, 0.004) == (2, 3)
 
 
 def test_points_that_pass_are_certified_and_the_least_lossy_at_the_target_is_taken(certify: Any) -> None:

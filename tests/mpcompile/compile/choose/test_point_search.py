@@ -168,6 +168,16 @@ def test_progress_is_told_up_to_the_end(search: PointSearch) -> None:
     assert shares[-1] == 1.0 and shares == sorted(shares)
 
 
+def test_whole_model_is_the_slow_end_although_an_early_exit_was_right_once_more() -> None:
+    truth = np.arange(NUM_TEXTS) % 3
+    logits = {layer: 20.0 * np.eye(3)[truth] for layer in range(NUM_LAYERS + 1)}
+    logits[NUM_LAYERS][0] = logits[NUM_LAYERS][1]
+    held_out = HeldOut.from_logits(KeepSchedule((1,), (1.0,)), logits, TASK)
+    slowest, *_ = PointSearch([held_out], Pricer(truth, np.full(NUM_TEXTS, 20), COST, 1, "f32", TASK)).search(2.0)
+    assert (slowest.exit_layer == NUM_LAYERS).all()
+    assert slowest.loss == pytest.approx(1 / NUM_TEXTS)
+
+
 def test_model_that_early_exits_know_as_well_is_cut_short() -> None:
     truth = np.arange(NUM_TEXTS) % 3
     logits = {layer: 20.0 * np.eye(3)[truth] for layer in range(NUM_LAYERS + 1)}
