@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.compile.choose.candidates import Candidate, bridge, pareto_front, thin
+from mpcompile.compile.choose.candidates import SMALL_LOSS, Candidate, bridge, pareto_front, thin
 from mpcompile.compile.choose.exit_thresholds import fill_gaps, search_thresholds
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.pricing import PRICES, Pricer
@@ -99,6 +99,7 @@ class PointSearch:
                 candidates.append(self._pricer.candidate(held_out, table, exits, thresholds))
             whole = whole or self._pricer.candidate(held_out, table, exits, everyone)
         front = pareto_front(candidates)
-        if whole is not None and whole.seconds > front[0].seconds and (whole.answer != front[0].answer).any():
-            front = (whole, *front)
+        if whole is not None and whole.seconds > front[0].seconds and whole.loss <= front[0].loss + SMALL_LOSS:
+            if (whole.answer != front[0].answer).any():
+                front = (whole, *front)
         return thin(bridge(front, candidates), self._full_s / target_gain, aim.seconds)
