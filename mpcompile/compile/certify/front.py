@@ -123,7 +123,7 @@ def confirm_front(settings: Settings, front: tuple[MeasuredPoint, ...], bound: f
     """Picks a point whose loss is within a bound, on held-out texts, too.
 
     A point that loses more there, by more than the standard error, is left, and what the texts for choosing hid of
-    its loss is added to all that are at least as lossy.
+    its loss is added to all that are lossier, or as lossy and no slower.
 
     Args:
         settings: options.
@@ -137,13 +137,15 @@ def confirm_front(settings: Settings, front: tuple[MeasuredPoint, ...], bound: f
         if choice.index in seen:
             return choice
         seen.add(choice.index)
-        counts, drop = answers.count(choice.index), rows[choice.index].drop
-        assert drop is not None
+        counts, taken = answers.count(choice.index), rows[choice.index]
+        assert taken.drop is not None
         if counts.drop - counts.standard_error <= bound:
             return choice
-        hidden = max(counts.drop - drop, 0.0)
+        hidden, least = max(counts.drop - taken.drop, 0.0), (taken.drop, taken.speedup)
         rows = [
-            dataclasses.replace(row, drop=row.drop + hidden) if row.drop is not None and row.drop >= drop else row
+            dataclasses.replace(row, drop=row.drop + hidden)
+            if row.drop is not None and (row.drop, row.speedup) >= least
+            else row
             for row in rows
         ]
 

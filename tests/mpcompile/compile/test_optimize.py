@@ -447,9 +447,8 @@ def test_target_that_is_out_of_reach_gives_the_fastest_point_and_a_warning(
     job: Job, model: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimized = job(model, 100, texts=job.texts)
-    said = ("target_speedup=100 is not reached", "every operating point loses more than")
-    assert any(words in caplog.text for words in said)
-    assert any(words in str(optimized.report) for words in said)
+    assert "target_speedup=100 is not reached" in caplog.text
+    assert "target_speedup=100 is not reached" in str(optimized.report)
 
 
 @pytest.mark.parametrize("target", [0, -1, float("inf"), float("nan"), 1000, "8", True, None])

@@ -170,6 +170,13 @@ def test_point_that_loses_more_on_held_out_texts_gives_way_to_a_slower_one(
     assert (choice.warning is None) == (index == 2)
 
 
+def test_slower_point_that_lost_as_little_is_asked_for_itself(front: Any, ask: Any) -> None:
+    alike = tuple(dataclasses.replace(row, drop=drop) for row, drop in zip(front, (0.0, 0.0, 0.0, 0.04), strict=True))
+    answers, _ = ask([0, 0, 40, 40])
+    choice = confirm_front(Settings(4), alike, 0.02, answers)
+    assert choice.index == 1 and "target_speedup=4 is not reached" in choice.warning
+
+
 @pytest.mark.parametrize(("lost", "won"), [(0, None), (3, None), (0, 0), (10, 4)])
 def test_needed_texts_certify_a_point_nine_times_in_ten(lost: int, won: int | None) -> None:
     """Against simulated held-out texts of a point that loses as the texts for choosing say, and a text more."""

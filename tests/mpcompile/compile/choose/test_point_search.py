@@ -178,6 +178,24 @@ def test_whole_model_is_the_slow_end_although_an_early_exit_was_right_once_more(
     assert slowest.loss == pytest.approx(1 / NUM_TEXTS)
 
 
+@pytest.mark.parametrize(("num_texts", "is_whole"), [(299, True), (301, False)])
+def test_few_texts_do_not_show_that_an_early_exit_answers_as_the_whole_model(num_texts: int, is_whole: bool) -> None:
+    truth = np.arange(num_texts) % 3
+    logits = {layer: 20.0 * np.eye(3)[truth] for layer in range(NUM_LAYERS + 1)}
+    held_out = HeldOut.from_logits(KeepSchedule((1,), (1.0,)), logits, TASK)
+    slowest, *_ = PointSearch([held_out], Pricer(truth, np.full(num_texts, 20), COST, 1, "f32", TASK)).search(2.0)
+    assert (slowest.exit_layer == NUM_LAYERS).all() == is_whole
+
+
+def test_whole_model_that_plainly_loses_more_is_left_out() -> None:
+    truth = np.arange(NUM_TEXTS) % 3
+    logits = {layer: 20.0 * np.eye(3)[truth] for layer in range(NUM_LAYERS)}
+    logits[NUM_LAYERS] = 20.0 * np.eye(3)[(truth + 1) % 3]
+    held_out = HeldOut.from_logits(KeepSchedule((1,), (1.0,)), logits, TASK)
+    rows = PointSearch([held_out], Pricer(truth, np.full(NUM_TEXTS, 20), COST, 1, "f32", TASK)).search(2.0)
+    assert all(row.loss == 0.0 for row in rows)
+
+
 def test_model_that_early_exits_know_as_well_is_cut_short() -> None:
     truth = np.arange(NUM_TEXTS) % 3
     logits = {layer: 20.0 * np.eye(3)[truth] for layer in range(NUM_LAYERS + 1)}
