@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from result_files import describe_machine, slug, write_result
+from result_files import describe_machine, describe_run, slug, write_result
 from smoke import parse_or_smoke, run_or_smoke
 
 REMEDIES: dict[str, tuple[dict[str, str], int | None]] = {
@@ -139,10 +139,7 @@ def _smoke_options(folder: Path, cache_dir: Path) -> dict[str, Any]:
 def format_table(result: dict[str, Any]) -> str:
     """A result file as Markdown."""
     lines = [
-        f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}",
-        "",
-        f"`{result['command']}`",
-        "",
+        *describe_run(result),
         f"Milliseconds of a call at batch {result['batch_size']}, mean over the calls, median over processes.",
         "",
         "| remedy | artifact alone | right after torch | slower | torch alone | torch in turn |",

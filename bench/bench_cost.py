@@ -21,7 +21,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
-from result_files import describe_machine, slug, write_result
+from result_files import describe_machine, describe_run, slug, write_result
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
@@ -151,8 +151,8 @@ def _capture(config: BertConfig) -> CapturedModel:
 
 def format_tables(result: dict[str, Any]) -> str:
     """A result file as Markdown."""
-    lines = [f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}", ""]
-    lines += [f"`{result['command']}`", "", "| precision | engines | number | median error | 95th percentile |"]
+    lines = describe_run(result)
+    lines += ["| precision | engines | number | median error | 95th percentile |"]
     lines.append("|---|---|---|---|---|")
     for machine in result["this_machine"]:
         sets = {

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import systems as peers
-from result_files import describe_machine, slug, write_result
+from result_files import describe_machine, describe_run, slug, write_result
 from smoke import parse_or_smoke, run_or_smoke
 from systems import System
 from transformers.utils import logging as transformers_logging
@@ -193,10 +193,8 @@ def _row(
 
 def format_table(result: dict) -> str:
     """A result file as Markdown."""
-    lines = [f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}", ""]
-    lines += [
-        f"`{result['command']}`",
-        "",
+    lines = [
+        *describe_run(result),
         "| batch | system | ms per batch | p10 | p90 | speedup | accuracy | drop | texts |",
     ]
     lines.append("|---|---|---|---|---|---|---|---|---|")

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import systems as peers
 from fronts import draw_fronts
-from result_files import describe_machine, resume, slug, write_result
+from result_files import describe_machine, describe_run, resume, slug, write_result
 from smoke import parse_or_smoke, run_or_smoke
 from systems import System
 from transformers.utils import logging as transformers_logging
@@ -263,8 +263,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 def format_table(result: dict[str, Any]) -> str:
     """A result file as Markdown."""
     lines = [
-        f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}", "",
-        f"`{result['command']}`", "",
+        *describe_run(result),
         f"Loss and its standard error on held-out texts: at most {100 * result['max_drop']:g} points.", "",
         "| task | batch | system | ms per batch | speedup | over int8 | flops | accuracy | lost | agrees |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from result_files import describe_machine, resume, slug, write_result
+from result_files import describe_machine, describe_run, resume, slug, write_result
 from smoke import parse_or_smoke, run_or_smoke
 
 import mpcompile
@@ -125,10 +125,7 @@ def format_table(result: dict[str, Any]) -> str:
     near = sum(abs(row["speed_on_test"] / row["speed_said"] - 1.0) <= WITHIN for row in rows)
     held = sum(_is_within(row) for row in rows)
     lines = [
-        f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}",
-        "",
-        f"`{result['command']}`",
-        "",
+        *describe_run(result),
         f"Speed on test texts within {WITHIN:.0%} of the speed that was said: {near} of {len(rows)} rows. Loss on test "
         f"texts within the bound: {held} of {len(rows)}.",
         "",

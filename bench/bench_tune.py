@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from result_files import describe_machine, slug, write_result
+from result_files import describe_machine, describe_run, slug, write_result
 from smoke import parse_or_smoke, run_or_smoke
 
 import mpcompile
@@ -87,8 +87,7 @@ def _accuracy(directory: Path, test: Examples) -> float:
 
 def format_table(result: dict[str, Any]) -> str:
     """A result file as Markdown."""
-    lines = [f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}", ""]
-    lines += [f"`{result['command']}`", ""]
+    lines = describe_run(result)
     lines += [
         "| batch | start ms | tuned ms | gain | over the original | accuracy before, after | candidates | variant |"
     ]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mpcompile.backends.cores import count_cores
+from mpcompile.store.results import replace_file
 
 
 def describe_machine() -> dict[str, object]:
@@ -57,19 +56,21 @@ def resume(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         print(f"{path.stem}: found in {path}", file=sys.stderr)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(measure()), "utf-8")
-        os.replace(unfinished, path)
-    values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return values
+        values = json.dumps(measure())
+        replace_file(path, lambda name: Path(name).write_text(values, "utf-8"))
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def describe_run(result: Mapping[str, Any]) -> list[str]:
+    """The first lines of a table: what was measured where, and when."""
+    machine = f"{result['cpu']}, {result['cores']} cores, {result['date']}, commit {result['commit'][:12]}"
+    return [machine, "", f"`{result['command']}`", ""]
 
 
 def write_result(path: Path, result: dict[str, object], table: str) -> None:
     """Writes a result as JSON, whole or not at all, and as Markdown beside it; prints the latter."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
-        json.dump(result, file, indent=2)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
+    replace_file(path, lambda name: Path(name).write_text(json.dumps(result, indent=2), "utf-8"))
     path.with_suffix(".md").write_text(table)
     print(table)

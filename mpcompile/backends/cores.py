@@ -21,8 +21,12 @@ def count_cores(root: Path = _ROOT) -> int:
     Args:
         root: where `proc` and `sys` are mounted.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _read_quotas(root))]))
+    return max(1, min([count_allowed(), *(math.ceil(quota) for quota in _read_quotas(root))]))
+
+
+def count_allowed() -> int:
+    """CPU cores that this process may run on, for however little time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_quotas(root: Path) -> Iterator[float]:

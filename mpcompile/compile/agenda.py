@@ -31,10 +31,9 @@ def estimate_seconds(
     text_s = pace.batch_s / settings.batch_size
     if parts is None:
         return LEAST * FIXED_S, MOST * FIXED_S
-    held_out, tested = len(parts.certifying.encoded), 0 if on_test is None else len(on_test.encoded)
-    asked = len(parts.choosing.encoded) + held_out + tested
-    asked += 0 if parts.training is None else len(parts.training.encoded)
-    seconds = FIXED_S + text_s * (ANSWER * asked + CHOOSE * len(parts.choosing.encoded) + CERTIFY * held_out)
+    choosing, held_out = _count(parts.choosing), _count(parts.certifying)
+    asked = choosing + held_out + _count(parts.training) + _count(on_test)
+    seconds = FIXED_S + text_s * (ANSWER * asked + CHOOSE * choosing + CERTIFY * held_out)
     more = 0
     if settings.max_drop is not None and parts.spare is not None:
         more = min(len(parts.spare), settings.max_texts)
@@ -51,11 +50,15 @@ def describe_agenda(settings: Settings, pace: Pace, parts: Texts | None, on_test
     if parts is None:
         return f"no texts: prunes tokens, trains no exits; {said}"
     sizes = {
-        "to train on": 0 if parts.training is None else len(parts.training.encoded),
-        "to choose points on": len(parts.choosing.encoded),
-        "to time": 0 if parts.timing is None else len(parts.timing.encoded),
-        "held out": len(parts.certifying.encoded),
-        "to test": 0 if on_test is None else len(on_test.encoded),
+        "to train on": _count(parts.training),
+        "to choose points on": _count(parts.choosing),
+        "to time": _count(parts.timing),
+        "held out": _count(parts.certifying),
+        "to test": _count(on_test),
     }
     texts = ", ".join(f"{count:,} {purpose}" for purpose, count in sizes.items() if count)
     return f"{texts}; the original takes {1e3 * pace.batch_s:.1f} ms for a batch of {settings.batch_size}; {said}"
+
+
+def _count(part: TextPart | None) -> int:
+    return 0 if part is None else len(part.encoded)

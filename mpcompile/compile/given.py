@@ -17,6 +17,7 @@ from mpcompile.compile.recording import CalibrationTexts
 from mpcompile.compile.reference import ask_original
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import Examples, Label, load_examples
+from mpcompile.compile.texts.known import list_rows
 from mpcompile.compile.texts.labels import check_labels, check_names
 from mpcompile.compile.texts.parts import MIN_TEXTS, TextPart, Texts, encode_examples, split_texts
 from mpcompile.compile.texts.tokenization import check_tokenization, check_vocabulary
@@ -44,7 +45,7 @@ class Given:
     def digest(self) -> str:
         """SHA-256 of the texts that are certified on."""
         examples = self.texts if self.held_out is None else self.held_out
-        return digest({"texts": [] if examples is None else _list_rows(examples)})
+        return digest({"texts": [] if examples is None else list_rows(examples)})
 
     @property
     def has_pairs(self) -> bool:
@@ -119,18 +120,14 @@ def _leave_out(texts: Examples, held_out: Examples) -> Examples:
     if (texts.text_pairs is None) != (held_out.text_pairs is None):
         kinds = ["single texts" if each.text_pairs is None else "pairs of texts" for each in (texts, held_out)]
         raise DataError(f"held_out: {kinds[1]}, and texts are {kinds[0]}. Give both alike.")
-    known = set(_list_rows(held_out))
-    kept = [i for i, row in enumerate(_list_rows(texts)) if row not in known]
+    known = set(list_rows(held_out))
+    kept = [i for i, row in enumerate(list_rows(texts)) if row not in known]
     if len(kept) < MIN_TEXTS <= len(texts):
         raise DataError(
             f"held_out: holds {len(texts) - len(kept)} of the {len(texts)} texts, too, so that {len(kept)} are left to "
             "train exits on. Give texts that do not stand in texts=..., or no held_out where the model has seen none"
         )
     return texts.take(kept)
-
-
-def _list_rows(examples: Examples) -> list[tuple[str, str]]:
-    return list(zip(examples.texts, examples.text_pairs or [""] * len(examples), strict=True))
 
 
 def split_given(job: Job, model: Model, given: Given, tested: Tested) -> tuple[Texts | None, TextPart | None]:
@@ -204,7 +201,7 @@ def _ask(job: Job, model: Model, target: Target, parts: Texts) -> Texts:
     certifying = ask_original(job, model, target, parts.certifying, "held-out texts")
     task = model.task.calibrated(choosing.original_answer)
     training = parts.training
-    if training is not None and job.settings.exits | (job.settings.adapt == "finetune"):
+    if training is not None and (job.settings.exits or job.settings.adapt == "finetune"):
         training = ask_original(job, model, target, training, "training")
     return dataclasses.replace(
         parts,

@@ -159,7 +159,8 @@ def _build_and_measure(
     hardness, notes = None, tuple[str, ...]()
     if parts is not None:
         wanted = find_wanted(offer, parts.choosing, settings)
-        exit_layer = traffic.find_exits(job.progress, chains[0].runtime, wanted.point)
+        with job.progress.stage("see where texts leave") as stage:
+            exit_layer = parts.timed.answer(chains[0].runtime, wanted.point, stage).exit_layer
         hardness = Hardness.of(exit_layer, parts.timed.lengths, wanted.exit_layer)
         notes = describe_mismatch(exit_layer, wanted.exit_layer) if parts.timing is not None else ()
     workload = traffic.draw(pace.num_batches, hardness)

@@ -61,8 +61,16 @@ class Store:
             key: everything that the values depend on, as JSON values.
             compute: gives the values.
         """
-        arrays = self.fetch(key, lambda: {"json": np.frombuffer(json.dumps(compute()).encode(), np.uint8)})
-        return json.loads(arrays["json"].tobytes())
+        return _from_arrays(self.fetch(key, lambda: _to_arrays(compute())))
+
+    def find_json_maybe(self, key: Mapping[str, object]) -> Any:
+        """The JSON values stored under a key, or None."""
+        arrays = self.find_maybe(key)
+        return None if arrays is None else _from_arrays(arrays)
+
+    def keep_json(self, key: Mapping[str, object], values: Any) -> None:
+        """Stores JSON values under a key, in place of what was there."""
+        self.keep(key, _to_arrays(values))
 
     def find_maybe(self, key: Mapping[str, object]) -> dict[str, np.ndarray] | None:
         """The arrays stored under a key, or None."""
@@ -111,6 +119,14 @@ class Store:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _to_arrays(values: Any) -> dict[str, np.ndarray]:
+    return {"json": np.frombuffer(json.dumps(values).encode(), np.uint8)}
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Any:
+    return json.loads(arrays["json"].tobytes())
 
 
 def replace_file(path: Path, write: Callable[[str], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import platform
 import struct
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.backends.cores import count_cores
+from mpcompile.backends.cores import count_allowed, count_cores
 from mpcompile.contract.backend import BuildConfig, Engine, Samples
 from mpcompile.contract.precision import fastest_float
 from mpcompile.contract.profile import OptimizationProfile
@@ -73,15 +72,11 @@ class OpenVinoBackend:
         return find_quantiser()
 
     def count_threads(self) -> int:
-        return min(self._own_threads, count_cores())
-
-    @functools.cached_property
-    def _own_threads(self) -> int:
         # OpenVINO decides when it compiles, by cores, sockets and hyperthreads: the smallest model asks it.
         parameter = openvino.opset13.parameter([1], np.float32)
         model = openvino.Model([openvino.opset13.relu(parameter)], [parameter])
         compiled = self._core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-        return int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        return min(int(compiled.get_property("INFERENCE_NUM_THREADS")), count_cores())
 
     def unsupported_reason(self, segment: Segment) -> str | None:
         if segment.precision not in self.precisions():
@@ -125,7 +120,7 @@ class OpenVinoBackend:
         }
         if config.num_threads is not None:
             settings["INFERENCE_NUM_THREADS"] = config.num_threads
-        elif self.count_threads() < self._own_threads:  # it does not know the quota of a container
+        elif count_cores() < count_allowed():  # it does not know the quota of a container
             settings["INFERENCE_NUM_THREADS"] = self.count_threads()
         if config.num_streams > 1:
             # Of the segments of a chain each is a model of its own, so pinned streams of two would share a core.

@@ -76,8 +76,7 @@ def sequence_of(front: Sequence[MeasuredPoint], target: int, max_drop: float) ->
     known = [i for i, point in enumerate(front) if point.drop is not None]
     by_speed = sorted(known, key=lambda i: front[i].speedup)
     least = min(front[i].drop or 0.0 for i in known)
-    safe = [i for i in by_speed if (front[i].drop or 0.0) <= least + ALMOST * max_drop]
-    first = safe[0]
+    first = next(i for i in by_speed if (front[i].drop or 0.0) <= least + ALMOST * max_drop)
     slowest = max(front[target].speedup / FAR_SLOWER, front[first].speedup)
     slower = [i for i in by_speed if slowest <= front[i].speedup < front[target].speedup and i != first]
     picked = np.linspace(0, len(slower) - 1, min(MOST_BETWEEN, len(slower))).round().astype(int)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,8 +60,7 @@ class Refusals:
             texts: digest of the texts.
         """
         key: dict[str, object] = {"kind": "refusals", "model": model, "texts": texts}
-        found = store.find_maybe(key)
-        return cls(store, key, {}, None) if found is None else cls(store, key, **json.loads(found["json"].tobytes()))
+        return cls(store, key, **(store.find_json_maybe(key) or {"runs": {}, "seed": None}))
 
     def find_tested(self, settings: Settings) -> Tested:
         """What refused runs before one with these options were tested on.
@@ -71,7 +69,7 @@ class Refusals:
         """
         runs, own = list(self.runs), _identify(settings)
         before = runs[: runs.index(own)] if own in runs else runs
-        return Tested(sum(self.runs[run] for run in before), settings.seed if self.seed is None else self.seed)
+        return Tested(sum(self.runs[run] for run in before), self._find_seed(settings))
 
     @contextlib.contextmanager
     def recording(self, settings: Settings, tested: int) -> Iterator[None]:
@@ -88,9 +86,11 @@ class Refusals:
 
     def record(self, settings: Settings, tested: int) -> None:
         """Remembers that a run with these options was refused after a test on so many texts."""
-        seed = settings.seed if self.seed is None else self.seed
-        content = {"runs": {**self.runs, _identify(settings): tested}, "seed": seed}
-        self.store.keep(self.key, {"json": np.frombuffer(json.dumps(content).encode(), np.uint8)})
+        runs = {**self.runs, _identify(settings): tested}
+        self.store.keep_json(self.key, {"runs": runs, "seed": self._find_seed(settings)})
+
+    def _find_seed(self, settings: Settings) -> int:
+        return settings.seed if self.seed is None else self.seed
 
 
 def skip_tested(order: np.ndarray, tested: int, held_out: int, name: str) -> np.ndarray:

@@ -114,7 +114,7 @@ class _Bench:
         return unpruned_point(self.model, self.optimized.report.machine["precision"])
 
     def answer(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """What each system answers, see `Task.answers`, and how hard each text is, see `Traffic.rank`."""
+        """What each system answers, see `Task.answers`, and how hard each text is, see `rank_texts`."""
         part, answers, rank = self.part, {"original": self.part.original_answer}, self.part.lengths
         answers["unpruned"] = part.task.answers(part.answer(self.unpruned, self._unpruned_point).logits)
         answers[GROUPED] = answers["unpruned"]

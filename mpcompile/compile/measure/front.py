@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.timing import Timing, measure_interleaved, measure_noise
 from mpcompile.progress import StageProgress
-from mpcompile.runtime.runtime import Runner, Runtime
+from mpcompile.runtime.runtime import Runner, RunResult, Runtime
 
 GAIN_RUNS, FRONT_RUNS = 3, 5
 GAIN_BATCHES = 8
@@ -155,11 +156,12 @@ def measure_fronts(
         candidates = chain.chosen.candidates
         calls |= {f"{number} {i}": baseline.point_calls(chain.runtime, c.point) for i, c in enumerate(candidates)}
     with progress.stage("measure operating points") as stage:
-        timings = measure_interleaved(calls, FRONT_RUNS, on_run=stage)
+        warm: dict[str, list[Any]] = {name: [call() for call in every] for name, every in calls.items()}
+        timings = measure_interleaved(calls, FRONT_RUNS, warm_up=0, on_run=stage)
     original = timings["original"]
     fronts = tuple(
         tuple(
-            _describe(baseline, chain, candidate, (original, timings[f"{number} {i}"]), part)
+            _describe(baseline, chain, candidate, (original, timings[f"{number} {i}"], warm[f"{number} {i}"]), part)
             for i, candidate in enumerate(chain.chosen.candidates)
         )
         for number, chain in enumerate(chains)
@@ -186,18 +188,18 @@ def _describe(
     baseline: Baseline,
     chain: TimedChain,
     candidate: Candidate,
-    timings: tuple[Timing, Timing],
+    timed: tuple[Timing, Timing, Sequence[RunResult]],
     part: TextPart | None,
 ) -> MeasuredPoint:
-    """A row of the front, from timings of the original and of the candidate."""
-    cost, workload, (original, measured) = chain.chosen.cost, baseline.workload, timings
+    """A row of the front, from timings of the original and of the candidate, and its answers to the workload."""
+    cost, workload, (original, measured, answers) = chain.chosen.cost, baseline.workload, timed
     if part is None:
         lengths = np.array([batch["attention_mask"].sum(1) for batch in workload.batches])
         all_lengths, all_exits = lengths.ravel(), np.full(lengths.size, candidate.exit_layer[0])
     else:
         all_lengths, all_exits = part.lengths, candidate.exit_layer
     batches = [batch["attention_mask"].sum(1) for batch in workload.batches]
-    exits = [chain.runtime.run(batch, candidate.point).exit_layer for batch in workload.batches]
+    exits = [answer.exit_layer for answer in answers]
     full = OperatingPoint((cost.work.num_layers,))
     flops = cost.count_flops(all_lengths, candidate.point, all_exits).sum()
     full_flops = cost.count_flops(all_lengths, full, np.full_like(all_exits, cost.work.num_layers)).sum()

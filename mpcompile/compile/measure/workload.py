@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.compile.texts.parts import TextPart
-from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.progress import StageProgress
-from mpcompile.runtime.runtime import Runner
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
 
 BLOCK_S = 3.0
@@ -53,12 +50,6 @@ class Traffic:
     batch_size: int
     vocab_size: int
     seed: int
-
-    def find_exits(self, progress: StageProgress, runtime: Runner, point: OperatingPoint) -> np.ndarray:
-        """The layers that the texts leave after at a point of engines, (N,)."""
-        assert self.part is not None
-        with progress.stage("see where texts leave") as stage:
-            return self.part.answer(runtime, point, stage).exit_layer
 
     def draw(self, num_batches: int, hardness: Hardness | None = None) -> Workload:
         """At most this many batches; four of them without texts.

@@ -12,6 +12,11 @@ from mpcompile.compile.texts.examples import Examples
 from mpcompile.runtime.artifact import KNOWN_TEXTS
 
 
+def list_rows(examples: Examples) -> list[tuple[str, str]]:
+    """What texts are known by: each with what stands beside it, or with an empty text."""
+    return list(zip(examples.texts, examples.text_pairs or [""] * len(examples), strict=True))
+
+
 def write_known(directory: Path, examples: Examples) -> None:
     """Writes digests of texts into an artifact: not the texts themselves, which may be confidential."""
     save_file({"digests": np.unique(_digest(examples))}, directory / KNOWN_TEXTS)
@@ -27,6 +32,5 @@ def leave_out_known(directory: Path, examples: Examples) -> Examples:
 
 def _digest(examples: Examples) -> np.ndarray:
     """The first 64 bits of the SHA-256 of each text or pair, (N,)."""
-    rows = zip(examples.texts, examples.text_pairs or [""] * len(examples), strict=True)
-    digests = [hashlib.sha256("\0".join(row).encode()).digest()[:8] for row in rows]
+    digests = [hashlib.sha256("\0".join(row).encode()).digest()[:8] for row in list_rows(examples)]
     return np.frombuffer(b"".join(digests), np.uint64)

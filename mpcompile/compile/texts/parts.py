@@ -219,9 +219,9 @@ def split_texts(
     certifying = part.take(np.arange(cut, len(order)))
     num_timed = count_timed(settings, len(order))
     timing = None
-    if len(rest) >= num_timed:  # texts that nothing else needs
-        rest, timed = np.split(rest, [max(len(rest) - MOST_TIMED, 0) if num_timed else len(rest)])
-        timing = encode_examples(tokenizer, model, source.take(timed), name) if num_timed else None
+    if 0 < num_timed <= len(rest):  # texts that nothing else needs
+        rest, timed = np.split(rest, [max(len(rest) - MOST_TIMED, 0)])
+        timing = encode_examples(tokenizer, model, source.take(timed), name)
     elif num_timed:
         cut -= num_timed
         timing = part.take(np.arange(cut, cut + num_timed))

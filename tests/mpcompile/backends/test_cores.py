@@ -22,6 +22,12 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+def quota(group: str, quota_us: int) -> dict[str, str]:
+    """Files of a group of version 1."""
+    folder = f"sys/fs/cgroup/{group}"
+    return {f"{folder}/cpu.cfs_quota_us": str(quota_us), f"{folder}/cpu.cfs_period_us": "100000"}
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -42,32 +48,15 @@ def write(root: Path, files: dict[str, str]) -> Path:
         pytest.param(
             {
                 "proc/self/cgroup": "3:cpu,cpuacct:/docker/12ab\n2:memory:/docker/12ab",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "400000",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+                **quota("cpu,cpuacct", 400_000),
             },
             4,
             id="v1-container-with-the-host's-path",
         ),
         pytest.param(
-            {
-                "proc/self/cgroup": "1:cpu:/job",
-                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "100000",
-                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-            },
-            1,
-            id="v1-group",
+            {"proc/self/cgroup": "1:cpu:/job", **quota("cpu/job", 100_000), **quota("cpu", -1)}, 1, id="v1-group"
         ),
-        pytest.param(
-            {
-                "proc/self/cgroup": "2:memory:/job",
-                "sys/fs/cgroup/memory/job/cpu.cfs_quota_us": "100000",
-                "sys/fs/cgroup/memory/job/cpu.cfs_period_us": "100000",
-            },
-            8,
-            id="another-controller",
-        ),
+        pytest.param({"proc/self/cgroup": "2:memory:/job", **quota("memory/job", 100_000)}, 8, id="another-controller"),
         pytest.param({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "1600000 100000"}, 8, id="more-than-there"),
     ],
 )
