@@ -63,10 +63,11 @@ def bridge(front: Sequence[Candidate], candidates: Sequence[Candidate]) -> tuple
     Returns:
         Slowest first: the front, and between two of its points the least lossy candidates about `GAP` apart in time.
     """
-    between = []
+    between, apart = [], math.sqrt(GAP)
     for slow, fast in itertools.pairwise(front):
         steps = math.floor(math.log(slow.seconds / fast.seconds) / math.log(GAP))
-        edges = np.geomspace(fast.seconds, slow.seconds, max(steps, 1) + 1)[1:]
+        # Half a gap from both: their likes, of which there are many, fill nothing.
+        edges = np.geomspace(fast.seconds * apart, slow.seconds / apart, steps + 1) if steps else []
         for low, high in itertools.pairwise(edges):
             inside = [c for c in candidates if low <= c.seconds < high and c.loss <= fast.loss + SMALL_LOSS]
             between += [min(inside, key=lambda c: (c.loss, c.seconds))] if inside else []

@@ -254,6 +254,12 @@ def test_gap_of_the_front_is_bridged_by_points_that_are_hardly_beaten() -> None:
     assert bridge(pareto_front(everyone), everyone) == (slow, between[2], between[0], fast)
 
 
+def test_gap_is_not_bridged_by_the_likes_of_its_ends() -> None:
+    slow, fast = candidate(15.0, 0.0), candidate(10.0, 0.001)
+    everyone = [slow, fast, candidate(10.0, 0.001), candidate(10.01, 0.001), candidate(12.0, 0.003)]
+    assert bridge(pareto_front(everyone), everyone) == (slow, everyone[-1], fast)
+
+
 def test_front_without_gaps_stays_as_it_is() -> None:
     front = long_front(10, 0.01)
     assert bridge(front, [*front, candidate(95.0, 0.0001)]) == front
