@@ -4,9 +4,10 @@
 
 `tasks.json` is a list of objects with the keys of `Task`. Rows per task and batch size: the original (Hugging Face
 eager), OpenVINO int8 unpruned (NNCF), a student with half the layers distilled from the same model on the same texts
-(`scripts/finetune.py --teacher`; run through OpenVINO int8, the best that its user could do), and mpcompile, also with
-one of its halves switched off: the same point and engines with every token kept, and with every text running to the
-end. A row has accuracy on the test texts, time on the same batches and flops.
+(`scripts/finetune.py --teacher`; run through OpenVINO int8, the best that its user could do), both also with batches
+grouped by length, logistic regression on TF-IDF and on static embeddings, and mpcompile, also with one of its halves
+switched off: the same point and engines with every token kept, and with every text running to the end. A row has
+accuracy on the test texts, time on the same batches and flops.
 
 mpcompile's point is fixed on held-out texts before the test texts are read: the fastest of the front whose loss there
 and its standard error are at most `--max-drop` together. Its loss is then bounded on the texts that `optimize` put
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shallow
 import systems as peers
 from fronts import draw_fronts
 from result_files import describe_machine, describe_run, resume, slug, write_result
@@ -40,19 +42,23 @@ from transformers.utils import logging as transformers_logging
 
 import mpcompile
 from mpcompile.compile.certify import bound_drop
+from mpcompile.compile.certify.refusals import Tested
+from mpcompile.compile.given import read_given, split_given
 from mpcompile.compile.job import open_job
 from mpcompile.compile.measure.workload import build_workload
 from mpcompile.compile.original import open_original
 from mpcompile.compile.reference import ask_original
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import labels_to_ids, load_examples
-from mpcompile.compile.texts.parts import TextPart, Texts, split_texts
+from mpcompile.compile.texts.parts import TextPart, Texts
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.cost.timing import Timing, measure_interleaved
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.answer import answer_texts
 from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
+MOST_TRAINING = 20_000
+"""Labelled texts that classifiers without a transformer are trained on, at most."""
 ORIGINAL, INT8, STUDENT, BOTH = "original (HF eager)", "OpenVINO int8 (NNCF)", "6-layer student, int8", "mpcompile"
 NUM_CALIBRATION = 100
 """Texts that the int8 baselines are calibrated on, as many as ours."""
@@ -67,8 +73,9 @@ class Task:
         name: of its rows.
         model: folder of the fine-tuned classifier.
         student: folder of the student distilled from it, None leaves that row out.
-        texts: csv that `optimize` is given, which the classifier was not trained on.
+        texts: csv that `optimize` is given.
         test: csv with labels, read once.
+        held_out: csv of texts that the classifier was not fine-tuned on, None where it was on no text of `texts`.
         options: of `optimize`, such as {"adapt": "finetune"}.
         max_test: test texts that are read, drawn at random; None for all.
     """
@@ -78,6 +85,7 @@ class Task:
     student: str | None
     texts: str
     test: str
+    held_out: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     max_test: int | None = None
 
@@ -120,7 +128,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _bench_task(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     started = time.time()
-    given = {"texts": task.texts, "batch_size": options.optimize_batch_size, "cache_dir": options.cache_dir}
+    given = {"texts": task.texts, "held_out": task.held_out}
+    given |= {"batch_size": options.optimize_batch_size, "cache_dir": options.cache_dir}
     optimized = mpcompile.optimize(task.model, **{"target_speedup": 8.0, **given, **task.options})
     optimize_s = time.time() - started
     print(f"{task.name}\n{optimized.report}", file=sys.stderr)
@@ -128,7 +137,7 @@ def _bench_task(task: Task, options: argparse.Namespace) -> dict[str, Any]:
     chosen = pick_point(optimized.operating_points, options.max_drop, len(parts.choosing.encoded))
     bound = bound_loss(optimized, chosen, parts.certifying)
     test = _read_test(task, optimized)
-    compared = _make_systems(task, optimized, chosen)
+    compared = [*_make_systems(task, optimized, chosen), *_make_shallow(task, optimized)]
     answers = {system.name: _answer(system, test) for system in (peers.openvino(task.model, "f32"), *compared[1:])}
     answers[ORIGINAL] = answers.pop("OpenVINO f32")
     rows = []
@@ -167,13 +176,15 @@ def _row(
 
 def split_as_optimize_did(task: Task, options: argparse.Namespace) -> Texts:
     """The texts that `optimize` chose on, and those that it put aside, with the original's answers on the latter."""
-    given = {k: v for k, v in task.options.items() if k in ("max_texts", "adapt", "seed")}
-    settings = Settings(1.0, cache_dir=options.cache_dir, precision="f32", **given)
-    examples = load_examples(task.texts)
+    kept = {k: v for k, v in task.options.items() if k in ("max_texts", "adapt", "seed")}
+    batch_size = options.optimize_batch_size
+    settings = Settings(1.0, cache_dir=options.cache_dir, precision="f32", batch_size=batch_size, **kept)
+    given = read_given(settings, task.texts, None, None, task.held_out)
     with StageProgress(False) as bars:
         original = open_original(task.model, None)
-        job, model, target = open_job(settings, original, bars, examples.text_pairs is not None)
-        parts = split_texts(job, model, examples)
+        job, model, target = open_job(settings, original, bars, given.has_pairs)
+        parts, _ = split_given(job, model, given, Tested(0, settings.seed))
+        assert parts is not None
         certifying = ask_original(job, model, target, parts.certifying, "texts put aside")
         return dataclasses.replace(parts, certifying=certifying)
 
@@ -216,10 +227,12 @@ def _make_systems(task: Task, optimized: mpcompile.OptimizedModel, chosen: Measu
         peers.eager(task.model),
         peers.openvino_int8(task.model, task.texts, optimized.tokenizer, NUM_CALIBRATION),
     ]
+    compared.append(peers.grouped(compared[-1]))
     if task.student is not None:
         student = peers.openvino_int8(task.student, task.texts, optimized.tokenizer, NUM_CALIBRATION)
         facts = {"flops_ratio": peers.layer_ratio(task.model, task.student)}
         compared.append(System(STUDENT, student.prepare, student.run, facts))
+        compared.append(peers.grouped(compared[-1]))
     point = chosen.point
     all_tokens = dataclasses.replace(point, keep_ratios=(1.0,) * len(point.keep_ratios))
     to_the_end = dataclasses.replace(point, exit_layers=point.exit_layers[-1:], exit_thresholds=())
@@ -227,6 +240,19 @@ def _make_systems(task: Task, optimized: mpcompile.OptimizedModel, chosen: Measu
         compared.append(peers.at_point(optimized, variant, name))
     facts = {"predicted_s": chosen.predicted_s, "flops_ratio": chosen.flops_ratio}
     return [*compared, peers.at_point(optimized, point, BOTH, facts)]
+
+
+def _make_shallow(task: Task, optimized: mpcompile.OptimizedModel) -> list[System]:
+    """Trained on the texts with labels that a user has."""
+    assert optimized.tokenizer is not None
+    examples = load_examples(task.texts)
+    examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:MOST_TRAINING])
+    assert examples.labels is not None
+    train = shallow.Labelled(
+        optimized.tokenizer.encode(examples.texts, examples.text_pairs),
+        labels_to_ids(examples.labels, optimized.id2label), len(optimized.id2label),
+    )  # fmt: skip
+    return [shallow.tfidf(train), shallow.static_embeddings(task.model, train)]
 
 
 def _answer(system: System, test: TestSet) -> np.ndarray:

@@ -51,7 +51,7 @@ class Runner(Protocol):
 
 
 @dataclass
-class _Group:
+class Group:
     """Survivors that run together.
 
     Attributes:
@@ -66,8 +66,8 @@ class _Group:
     length: np.ndarray
     extent: np.ndarray
 
-    def take(self, index: np.ndarray) -> _Group:
-        return _Group(self.rows[index], self.order[index], self.length[index], self.extent[index])
+    def take(self, index: np.ndarray) -> Group:
+        return Group(self.rows[index], self.order[index], self.length[index], self.extent[index])
 
 
 class Runtime:
@@ -85,6 +85,7 @@ class Runtime:
             engine; a group is split by length where that saves more.
 
     Attributes:
+        num_labels: C.
         num_nan: answers so far with NaN among their logits; they take no early exit.
     """
 
@@ -93,7 +94,7 @@ class Runtime:
     ) -> None:
         self.segments = tuple(segments)
         self.engines = tuple(engines)
-        self._num_labels = num_labels
+        self.num_labels = num_labels
         self.split_tokens = tuple(split_tokens)
         self._lock = threading.Lock()  # engines own their buffers
         self._told: set[tuple[int, int]] = set()
@@ -114,26 +115,26 @@ class Runtime:
         mask = inputs["attention_mask"]
         batch_size, seq_len = mask.shape
         result = RunResult(
-            np.empty((batch_size, self._num_labels), np.float32),
+            np.empty((batch_size, self.num_labels), np.float32),
             np.empty(batch_size, np.int64),
             np.empty(batch_size, np.int64),
         )
         everyone = np.arange(batch_size)
         extent = seq_len - np.argmax(mask[:, ::-1] != 0, axis=1)
-        group = _Group(everyone, everyone, np.count_nonzero(mask, axis=1), extent)
+        group = Group(everyone, everyone, np.count_nonzero(mask, axis=1), extent)
         with self._lock:
             self._advance(0, inputs, group, point, result)
             self._count_nan(result.logits)
         return result
 
     def _advance(
-        self, index: int, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint, result: RunResult
+        self, index: int, buffers: Mapping[str, np.ndarray], group: Group, point: OperatingPoint, result: RunResult
     ) -> None:
         for index_in_group in split_by_length(group.extent, self.split_tokens[index]):
             self._advance_part(index, buffers, group.take(index_in_group), point, result)
 
     def _advance_part(
-        self, index: int, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint, result: RunResult
+        self, index: int, buffers: Mapping[str, np.ndarray], group: Group, point: OperatingPoint, result: RunResult
     ) -> None:
         """Runs examples that share a call, in several calls where the engine has no room for all of them."""
         segment = self.segments[index]
@@ -148,13 +149,22 @@ class Runtime:
                 self._advance_part(index, buffers, group.take(rows), point, result)
             return
         threshold = point.threshold_at(segment.exit_layer)
-        staying = np.empty(0, np.int64)
-        if threshold <= 1.0:
-            # Not `>=`: an entropy that is NaN is not sure of anything, and stays.
-            staying = np.flatnonzero(~(outputs["entropy"] < threshold)) if threshold > 0 else np.arange(len(part.order))
-        _answer(outputs["logits"], staying, part, segment.exit_layer, result)
+        entropy = outputs["entropy"] if 0.0 < threshold <= 1.0 else np.zeros(len(part.order), np.float32)
+        staying = np.flatnonzero(find_staying(entropy, threshold))
+        self._answer(segment, outputs, staying, part, result)
         if len(staying):
             self._advance(index + 1, outputs, part.take(staying), point, result)
+
+    def _answer(
+        self, segment: Segment, outputs: Mapping[str, np.ndarray], staying: np.ndarray, group: Group, result: RunResult
+    ) -> None:
+        """Writes the answers of a group that leave at a segment's exit: of all but those at some positions in it."""
+        leaving = np.ones(len(group.order), bool)
+        leaving[staying] = False
+        where = group.order[leaving]
+        result.logits[where] = outputs["logits"][leaving]
+        result.exit_layer[where] = segment.exit_layer
+        result.tokens_kept[where] = group.length[leaving]
 
     def _count_nan(self, logits: np.ndarray) -> None:
         """Counts answers with NaN in them, and says once that there are some."""
@@ -180,8 +190,8 @@ class Runtime:
             logger.warning("%s; a batch of %d runs in parts of at most %d", error, num_rows, error.max_rows)
 
     def _run_segment(
-        self, segment: Segment, buffers: Mapping[str, np.ndarray], group: _Group, point: OperatingPoint
-    ) -> tuple[Mapping[str, np.ndarray], _Group]:
+        self, segment: Segment, buffers: Mapping[str, np.ndarray], group: Group, point: OperatingPoint
+    ) -> tuple[Mapping[str, np.ndarray], Group]:
         longest = int(group.extent.max())
         if segment.index == 0:
             inputs = {
@@ -201,7 +211,7 @@ class Runtime:
         outputs = self.engines[segment.index](inputs)
         if segment.prunes_by_threshold:
             length = extent = np.array(outputs[f"kept_{segment.prune_layers[-1]}"])
-        return outputs, _Group(np.arange(len(group.order)), group.order, length, extent)
+        return outputs, Group(np.arange(len(group.order)), group.order, length, extent)
 
     def _check_point(self, point: OperatingPoint) -> None:
         exits = tuple(segment.exit_layer for segment in self.segments)
@@ -219,10 +229,17 @@ class Runtime:
             )
 
 
-def _answer(logits: np.ndarray, staying: np.ndarray, group: _Group, exit_layer: int, result: RunResult) -> None:
-    leaving = np.ones(len(group.order), bool)
-    leaving[staying] = False
-    where = group.order[leaving]
-    result.logits[where] = logits[leaving]
-    result.exit_layer[where] = exit_layer
-    result.tokens_kept[where] = group.length[leaving]
+def find_staying(entropy: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether examples stay beyond an exit, (R,) bool.
+
+    Args:
+        entropy: normalised, (R,); read where the threshold is in (0, 1].
+        threshold: below which an example leaves: 0 is never, more than 1 is always.
+    """
+    if threshold <= 0.0:
+        return np.ones(len(entropy), bool)
+    if threshold > 1.0:
+        return np.zeros(len(entropy), bool)
+    # Not `>=`: an entropy that is NaN is not sure of anything, and stays.
+    staying: np.ndarray = ~(entropy < threshold)
+    return staying

@@ -1,17 +1,20 @@
-"""Answers of operating points to texts that nothing was chosen on, each point run once."""
+"""Answers of operating points to texts that nothing was chosen on; points that prune alike share one run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
 from mpcompile.compile.certify.drop import Counts
+from mpcompile.compile.certify.exit_log import ExitLog, LoggingRuntime
 from mpcompile.compile.job import Job
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.errors import BackendError
-from mpcompile.runtime.runtime import Runner
+from mpcompile.progress import Stage
+from mpcompile.runtime.runtime import Runner, Runtime
 
 
 class PointAnswers:
@@ -32,12 +35,13 @@ class PointAnswers:
         self._runtime = runtime
         self._points = tuple(points)
         self._logits: dict[int, np.ndarray] = {}
+        self._logs: dict[tuple[tuple[float, float], ...], ExitLog] = {}
         self.part = part
         self.name = name
 
     @property
     def num_asked(self) -> int:
-        """How many points were run."""
+        """Of how many points answers were asked."""
         return len(self._logits)
 
     def logits(self, index: int) -> np.ndarray:
@@ -48,11 +52,28 @@ class PointAnswers:
         """
         if index not in self._logits:
             point = self._points[index]
-            with self._job.progress.stage(f"answers of the result ({self.name})") as stage:
-                logits = self.part.answer(self._runtime, point, stage).logits
+            logits = self._find(point)
             _refuse_nan(logits, self.part, point, self.name)
             self._logits[index] = logits
         return self._logits[index]
+
+    def _find(self, point: OperatingPoint) -> np.ndarray:
+        """Logits from an earlier run of a point that prunes alike, else from a run of this one."""
+        if not isinstance(self._runtime, Runtime):
+            with self._stage() as stage:
+                return self.part.answer(self._runtime, point, stage).logits
+        prunes = [layer for segment in self._runtime.segments for layer in segment.prune_layers]
+        keeps = tuple((point.keep_ratio_at(layer), point.token_threshold_at(layer)) for layer in prunes)
+        if keeps in self._logs:
+            logits, known = self._logs[keeps].answer(point)
+            if known.all():
+                return logits
+        with self._stage() as stage:
+            self._logs[keeps] = LoggingRuntime(self._runtime).log_texts(self.part, point, stage)
+        return self._logs[keeps].answer(point)[0]
+
+    def _stage(self) -> AbstractContextManager[Stage]:
+        return self._job.progress.stage(f"answers of the result ({self.name})")
 
     def loss(self, index: int) -> np.ndarray:
         """Whether a point errs, (N,) bool."""

@@ -51,10 +51,10 @@ def test_candidates_are_spread_over_two_nodes(
     monkeypatch.setattr(RayChannel, "call", note)
     keep_declared_profiles(tmp_path / "cache")
     result = tune(
-        eager_artifact, tmp_path / "out", batch_size=4, max_trials=4, budget_s=600.0, trial_timeout_s=START_S,
+        eager_artifact, tmp_path / "out", batch_size=4, max_trials=2, budget_s=600.0, trial_timeout_s=START_S,
         ray=address, progress=False, cache_dir=tmp_path / "cache",
     )  # fmt: skip
-    assert result.counts.total == 4 and not result.failures
+    assert result.counts.total == 2 and not result.failures
     assert len({name for name, method in used if method == "measure_round"}) == 2
     assert (tmp_path / "out" / "manifest.json").is_file()
     assert not ray.is_initialized()

@@ -42,7 +42,9 @@ def build(segment: Segment, targets: tuple[str, ...] = TARGETS) -> BuiltEngine:
 def base() -> dict[str, BuiltEngine]:
     """Engines of a third of a BERT-base: an exit after layer 2, prunes in 1 and 3; and two of a single layer."""
     torch.manual_seed(0)
-    captured = capture(BertForSequenceClassification(BertConfig(num_labels=4, num_hidden_layers=4)).eval())
+    captured = capture(
+        BertForSequenceClassification(BertConfig(num_labels=4, num_hidden_layers=4, vocab_size=4096)).eval()
+    )
     heads = {2: ExitHead(768, 4)}
     built = {str(s.index): build(s) for s in partition(captured, heads, (1, 3), precision="f16")}
     heads = {layer: ExitHead(768, 4) for layer in (1, 2, 3)}
