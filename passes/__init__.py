@@ -15,13 +15,14 @@ from passes.prune_tokens import PruneTokens
 from passes.soften_tokens import SoftenTokens
 from passes.spell_out_attention import SpellOutAttention
 from passes.split_segments import split_segments
-from passes.tap_features import TapFeatures
+from passes.tap_features import FeatureTap, TapFeatures
 from passes.verify import verify
 
 __all__ = [
     "Canonicalize",
     "EncoderLayer",
     "ExitHead",
+    "FeatureTap",
     "FuseAttention",
     "InsertExit",
     "LowerPrecision",

@@ -1,10 +1,11 @@
-"""TapFeatures: what exit heads would read, as outputs of the graph."""
+"""TapFeatures, FeatureTap: what exit heads would read, as outputs of the graph or in place of an exit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
 
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from passes.encoder import find_hidden_after
@@ -12,6 +13,15 @@ from passes.ops import pool_features
 from passes.outputs import find_outputs, set_outputs
 from passes.pass_base import Pass
 from passes.verify import verify
+
+
+class FeatureTap(nn.Module):
+    """Stands in place of an exit head and answers with what that would read: segments are cut there as by the head."""
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (B, 2D) of a hidden state (B, S, D) and its mask, and a number (B,) that means nothing."""
+        features = pool_features(hidden, mask)
+        return features, features.mean(-1)
 
 
 class TapFeatures(Pass):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
+from torch import nn
 from torch.fx import GraphModule
 
-from passes import ExitHead, InsertExit, PruneByThreshold, PruneTokens, TapFeatures, TruncateAfterExit, run_passes
+from passes import InsertExit, PruneByThreshold, PruneTokens, TapFeatures, TruncateAfterExit, run_passes
 from passes.pass_base import Pass
 
 PRUNES = {"top": PruneTokens, "threshold": PruneByThreshold}
@@ -16,7 +17,7 @@ PRUNES = {"top": PruneTokens, "threshold": PruneByThreshold}
 
 def rewrite(
     graph_module: GraphModule,
-    heads: Mapping[int, ExitHead],
+    heads: Mapping[int, nn.Module],
     prune_layers: tuple[int, ...],
     last_exit: int | None = None,
     selection: str = "top",

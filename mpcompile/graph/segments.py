@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
 from torch.fx import GraphModule
 
 from mpcompile.contract.inputs import find_input
 from mpcompile.contract.segment import Segment
 from mpcompile.graph.capture import CapturedModel
 from mpcompile.graph.rewrite import insert_taps, rewrite
-from passes import (
-    ExitHead,
-    split_segments,
-)
+from passes import split_segments
 from passes.outputs import find_outputs
 
 
 def partition(
     captured: CapturedModel,
-    heads: Mapping[int, ExitHead],
+    heads: Mapping[int, nn.Module],
     prune_layers: tuple[int, ...] = (),
     last_exit: int | None = None,
     precision: str = "f32",
@@ -29,7 +27,7 @@ def partition(
 
     Args:
         captured: left as it is; the segments share its weights.
-        heads: exit heads by exit layer.
+        heads: exit heads by exit layer, or what taps features there, see `FeatureTap`.
         prune_layers: layers that prune.
         last_exit: exit that becomes the end of the model; None keeps the model's own classifier.
         precision: of every segment.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from mpcompile.compile.certify.drop import Counts
-from mpcompile.compile.certify.exit_log import ExitLog, LoggingRuntime
+from mpcompile.compile.exit_log import ExitLog, LoggingRuntime
 from mpcompile.compile.job import Job
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.operating_point import OperatingPoint
@@ -69,7 +69,9 @@ class PointAnswers:
             if known.all():
                 return logits
         with self._stage() as stage:
-            self._logs[keeps] = LoggingRuntime(self._runtime).log_texts(self.part, point, stage)
+            self._logs[keeps] = LoggingRuntime(self._runtime).log_texts(
+                self.part.tokenizer, self.part.encoded, point, stage
+            )
         return self._logs[keeps].answer(point)[0]
 
     def _stage(self) -> AbstractContextManager[Stage]:

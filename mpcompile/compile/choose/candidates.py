@@ -66,8 +66,10 @@ def bridge(front: Sequence[Candidate], candidates: Sequence[Candidate]) -> tuple
     between, apart = [], math.sqrt(GAP)
     for slow, fast in itertools.pairwise(front):
         steps = math.floor(math.log(slow.seconds / fast.seconds) / math.log(GAP))
+        if steps == 0:
+            continue
         # Half a gap from both: their likes, of which there are many, fill nothing.
-        edges = np.geomspace(fast.seconds * apart, slow.seconds / apart, steps + 1) if steps else []
+        edges = np.geomspace(fast.seconds * apart, slow.seconds / apart, steps + 1)
         for low, high in itertools.pairwise(edges):
             inside = [c for c in candidates if low <= c.seconds < high and c.loss <= fast.loss + SMALL_LOSS]
             between += [min(inside, key=lambda c: (c.loss, c.seconds))] if inside else []

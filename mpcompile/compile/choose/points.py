@@ -157,7 +157,7 @@ def finish_choice(
         }
     )
     return Chosen(
-        tuple(dataclasses.replace(c, point=_with_prunes(c.point, tuple(prunes))) for c in candidates),
+        tuple(dataclasses.replace(c, point=keep_prunes(c.point, tuple(prunes))) for c in candidates),
         {layer: heads[layer] for layer in used if layer < num_layers},
         tuple(prunes),
         None if used[-1] == num_layers else used[-1],
@@ -165,7 +165,8 @@ def finish_choice(
     )
 
 
-def _with_prunes(point: OperatingPoint, layers: tuple[int, ...]) -> OperatingPoint:
+def keep_prunes(point: OperatingPoint, layers: tuple[int, ...]) -> OperatingPoint:
+    """The point with a keep ratio for each of some layers, 1 where it does not prune."""
     ratios = tuple(point.keep_ratio_at(layer) for layer in layers)
     thresholds = tuple(point.token_threshold_at(layer) for layer in layers) if point.token_thresholds else ()
     return dataclasses.replace(point, prune_layers=layers, keep_ratios=ratios, token_thresholds=thresholds)

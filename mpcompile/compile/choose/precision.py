@@ -16,6 +16,7 @@ from mpcompile.backends import find_backend
 from mpcompile.compile.adapt.finetune import Adapted
 from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.cost import measure_cost_model
+from mpcompile.compile.choose.deployed import choose_on_segments
 from mpcompile.compile.choose.heads import Heads, train_heads
 from mpcompile.compile.choose.points import Chosen, Question, choose_from_texts
 from mpcompile.compile.job import Job, Model, in_precision
@@ -121,6 +122,8 @@ def choose_precision(
         ours = in_precision(target, precisions[index])
         question = dataclasses.replace(questions[index], prunes=prunes)
         chains = choose_from_texts(job, adapted.model, ours, question)
+        if prunes and ours.precision == "int8":
+            chains = tuple(choose_on_segments(job, adapted.model, ours, question, chosen) for chosen in chains)
         return Offer(ours, baselines[precisions[index]].unpruned, gains[index], chains)
 
     if len(precisions) == 1:

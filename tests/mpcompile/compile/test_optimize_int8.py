@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,10 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import mpcompile
 from mpcompile import load
 from mpcompile.backends import find_backend
+from mpcompile.compile.chains import build_chains
+from mpcompile.compile.choose.collector import Collector
+from mpcompile.compile.choose.deployed import Chain, choose_on_segments, fill
+from mpcompile.compile.choose.points import Chosen, Question
+from mpcompile.compile.choose.precision import Offer
+from mpcompile.compile.exit_log import LoggingRuntime
+from mpcompile.compile.job import Job, Model
+from mpcompile.contract.backend import Target
+from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.profile import default_profile
 from mpcompile.errors import SettingError
 from mpcompile.runtime.artifact import read_manifest, write_manifest
 from mpcompile.runtime.model import OptimizedModel
+from mpcompile.runtime.runtime import Runtime
 from mpcompile.tuning.builder import VariantBuilder
 from mpcompile.tuning.variant import Variant
 
@@ -65,6 +76,43 @@ def test_everything_is_in_int8(quantised: OptimizedModel) -> None:
 def test_answers_are_mostly_those_of_the_original(quantised: OptimizedModel) -> None:
     slowest = quantised.operating_points[0]
     assert slowest.agreement is not None and slowest.agreement >= 0.75
+
+
+def test_texts_leave_where_points_were_chosen_to_let_them(
+    tiny_bert: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_texts: list[str],
+    cache_dir: Path,
+    few_batches: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Job, Model, Target, Question, Chosen]] = []
+
+    def note(job: Job, model: Model, target: Target, question: Question, chosen: Chosen) -> Chosen:
+        asked.append((job, model, target, question, choose_on_segments(job, model, target, question, chosen)))
+        return asked[-1][-1]
+
+    monkeypatch.setattr("mpcompile.compile.choose.precision.choose_on_segments", note)
+    optimized = mpcompile.optimize(
+        tiny_bert, 2.0, tokenizer=tiny_tokenizer, texts=tiny_texts[:20], held_out=tiny_texts[20:], precision="int8",
+        progress=False, cache_dir=cache_dir,
+    )  # fmt: skip
+    job, model, target, question, chosen = asked[0]
+    assert {row.point for row in optimized.operating_points} == {c.point for c in chosen.candidates}
+    part, exits = question.part, (1, 2)
+    assert question.heads is not None
+    chosen = dataclasses.replace(chosen, heads={layer: question.heads.heads[layer] for layer in exits})
+    offer = Offer(target, cast(Runtime, optimized.runtime), 1.0, (chosen,))
+    (built,) = build_chains(job, model, offer, length=10)
+    ones = (1.0,) * len(chosen.prune_layers)
+    whole = OperatingPoint((model.num_layers,), (), chosen.prune_layers, ones, "int8")
+    log = LoggingRuntime(built.runtime).log_texts(part.tokenizer, part.encoded, whole)
+    collector = Collector(job, model, target, exits, part)
+    of_segments, of_whole = (
+        np.abs(question.heads.predict_held_out(fill(features, question.heads))[2] - log.logits[1]).max()
+        for features in (Chain(job, model, target, chosen).collect(part, ones), collector.collect(collector.unpruned))
+    )
+    assert 3 * of_segments < of_whole
 
 
 def test_artifact_is_read_without_torch_and_nncf(quantised: OptimizedModel, saved: Path, tiny_texts: list[str]) -> None:

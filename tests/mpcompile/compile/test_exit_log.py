@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcompile.backends.torch.eager import EagerEngine
-from mpcompile.compile.certify.exit_log import ExitLog, LoggingRuntime
 from mpcompile.compile.certify.point_answers import PointAnswers
+from mpcompile.compile.exit_log import ExitLog, LoggingRuntime
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.task import Task
@@ -44,7 +44,7 @@ def part(tiny_tokenizer: object, tiny_texts: list[str]) -> TextPart:
 
 @pytest.fixture(scope="module")
 def log(part: TextPart) -> ExitLog:
-    return LoggingRuntime(build_runtime()).log_texts(part, WHOLE, lambda _: None)
+    return LoggingRuntime(build_runtime()).log_texts(part.tokenizer, part.encoded, WHOLE)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -66,7 +66,7 @@ def test_faster_points_are_answered_as_by_a_run_of_their_own(
 def test_texts_that_left_before_are_not_known(part: TextPart, log: ExitLog) -> None:
     threshold = float(np.median(log.entropy[1]))
     fast = OperatingPoint((1, 3), (threshold,), PRUNES, (1.0, 0.6))
-    logits, known = LoggingRuntime(build_runtime()).log_texts(part, fast, lambda _: None).answer(WHOLE)
+    logits, known = LoggingRuntime(build_runtime()).log_texts(part.tokenizer, part.encoded, fast).answer(WHOLE)
     np.testing.assert_array_equal(known, ~(log.entropy[1] < threshold))
     np.testing.assert_allclose(logits[known], log.answer(WHOLE)[0][known], atol=1e-5)
 
@@ -82,9 +82,9 @@ def test_points_that_prune_alike_share_a_run(part: TextPart, log: ExitLog, monke
     ran: list[OperatingPoint] = []
     log_texts = LoggingRuntime.log_texts
 
-    def note(runtime: LoggingRuntime, part: TextPart, point: OperatingPoint, on_batch: Any) -> ExitLog:
-        ran.append(point)
-        return log_texts(runtime, part, point, on_batch)
+    def note(runtime: LoggingRuntime, *asked: Any) -> ExitLog:
+        ran.append(asked[2])
+        return log_texts(runtime, *asked)
 
     monkeypatch.setattr(LoggingRuntime, "log_texts", note)
     part = dataclasses.replace(part, original=log.answer(WHOLE)[0])
