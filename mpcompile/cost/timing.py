@@ -11,6 +11,8 @@ import numpy as np
 PAUSE_S = 0.02
 """Seconds before each run: OpenMP threads of torch spin on for some milliseconds after a call, on cores that whoever
 comes next wants."""
+SETTLED = 0.02
+"""Standard error of a ratio of times, as a share of it, at which it is known well enough."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def measure_interleaved(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
     on_run: Callable[[float], None] = lambda _: None,
+    most_runs: int | None = None,
 ) -> dict[str, Timing]:
     """Times systems against each other on a machine that others use too.
 
@@ -65,18 +68,35 @@ def measure_interleaved(
         warm_up: untimed runs of each system before.
         clock: seconds.
         on_run: called after each round with the share of rounds done.
+        most_runs: runs go on up to so many where the machine is busy, until ratios to the first system are known, see
+            `SETTLED`; None for no more than `runs`.
     """
     for calls in systems.values():
         for _ in range(warm_up):
             for call in calls:
                 call()
     taken: dict[str, list[list[float]]] = {name: [] for name in systems}
-    for run in range(runs):
+    timings: dict[str, Timing] = {}
+    for run in range(max(runs, most_runs or 0)):
+        if run >= runs and _is_settled(list(timings.values())):
+            break
         for name, calls in systems.items():
             time.sleep(PAUSE_S)
             taken[name].append([_time(call, clock) for call in calls])
-        on_run((run + 1) / runs)
-    return {name: _summarise(np.array(seconds)) for name, seconds in taken.items()}
+        timings = {name: _summarise(np.array(seconds)) for name, seconds in taken.items()}
+        on_run(min((run + 1) / runs, 1.0))
+    return timings
+
+
+def _is_settled(timings: Sequence[Timing]) -> bool:
+    """Whether the ratio of the first timing to a middling other one is known to `SETTLED`.
+
+    Of n normal numbers the median has the standard error 1.253 sigma / sqrt(n), and half the distance of the quartiles,
+    which `measure_noise` gives, is 0.6745 sigma.
+    """
+    first, *others = timings
+    noise = float(np.median([measure_noise(first, other) for other in others])) if others else 0.0
+    return bool(1.253 / 0.6745 * noise / np.sqrt(first.runs) <= SETTLED)
 
 
 def _time(call: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -24,7 +24,8 @@ from mpcompile.cost.timing import Timing, measure_interleaved, measure_noise
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.runtime import Runner, RunResult, Runtime
 
-GAIN_RUNS, FRONT_RUNS = 3, 5
+GAIN_RUNS, FRONT_RUNS, MOST_RUNS = 3, 5, 11
+"""Times that precisions are timed, and the points of a front: more often on a busy machine."""
 GAIN_BATCHES = 8
 PROBE_TEXTS = 16
 Calls = Sequence[Callable[[], object]]
@@ -157,7 +158,7 @@ def measure_fronts(
         calls |= {f"{number} {i}": baseline.point_calls(chain.runtime, c.point) for i, c in enumerate(candidates)}
     with progress.stage("measure operating points") as stage:
         warm: dict[str, list[Any]] = {name: [call() for call in every] for name, every in calls.items()}
-        timings = measure_interleaved(calls, FRONT_RUNS, warm_up=0, on_run=stage)
+        timings = measure_interleaved(calls, FRONT_RUNS, warm_up=0, on_run=stage, most_runs=MOST_RUNS)
     original = timings["original"]
     fronts = tuple(
         tuple(

@@ -52,6 +52,15 @@ def test_percentiles_are_those_of_single_calls(clock: Clock) -> None:
     assert (timing.p10_s, timing.p50_s, timing.p90_s) == pytest.approx(expected)
 
 
+def test_runs_go_on_until_ratios_are_known(clock: Clock) -> None:
+    steady = {"a": [clock.work("a", 2.0)], "b": [clock.work("b", 1.0)]}
+    assert measure_interleaved(steady, runs=3, clock=clock, most_runs=9)["b"].runs == 3
+    restless = {"a": [clock.work("a", 2.0)], "b": [clock.work("b", *[1.0, 1.5] * 20)]}
+    assert measure_interleaved(restless, runs=3, clock=clock, most_runs=9)["b"].runs == 9
+    settling = {"a": [clock.work("a", 2.0)], "b": [clock.work("b", 1.0, 1.5, 1.2, 1.0)]}
+    assert 3 < measure_interleaved(settling, runs=3, warm_up=0, clock=clock, most_runs=9)["b"].runs < 9
+
+
 def test_median_call_is_not_the_median_run(clock: Clock) -> None:
     # Runs of 1 + 1 + 10 s: a call takes 4 s on average, and half of the calls no longer than 1 s.
     calls = [clock.work("short", 1.0), clock.work("short", 1.0), clock.work("long", 10.0)]
