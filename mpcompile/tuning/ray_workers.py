@@ -38,8 +38,7 @@ class RemoteBench:
 
     def __init__(self, archive: bytes, job: Job) -> None:
         self._folder = make_scratch_directory()
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(self._folder, filter="data")
+        unpack_directory(archive, self._folder)
         self._bench = attempt(Bench, dataclasses.replace(job, directory=self._folder))
 
     def call(self, method: str, arguments: Sequence[Any]) -> Reply:
@@ -138,6 +137,14 @@ def pack_directory(directory: Path) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.add(directory, ".")
     return buffer.getvalue()
+
+
+def unpack_directory(archive: bytes, directory: Path) -> None:
+    """Writes what `pack_directory` packed to a directory."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        # NOTE: Python 3.11.0 to 3.11.3 have neither filters nor an argument for them.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(directory)
 
 
 def _connect(address: str) -> None:
