@@ -67,7 +67,7 @@ def _regression() -> GridSearchCV:
 
 def _list_grams(ids: np.ndarray) -> Iterable[Any]:
     plain = ids.tolist()
-    return [*plain, *itertools.pairwise(plain)]
+    return [*zip(plain, strict=True), *itertools.pairwise(plain)]
 
 
 def _rows(batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -90,14 +90,9 @@ def _embed(table: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _embed_vocabulary(model: str) -> np.ndarray:
-    """Vectors of all tokens, (V, `STATIC_DIM`): mean over the encoder's answer to [CLS] token [SEP], after PCA."""
+    """Vectors of all tokens, (V, `STATIC_DIM` at most): the encoder's answer to each token alone, after PCA."""
     encoder = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
-    first, last = (getattr(encoder.config, name, None) or 0 for name in ("bos_token_id", "eos_token_id"))
-    ids = torch.arange(encoder.config.vocab_size)
-    vectors = []
     with torch.inference_mode():
-        for part in ids.split(512):
-            around = [torch.full_like(part, edge) for edge in (first, last)]
-            inputs = torch.stack([around[0], part, around[1]], dim=1) if first or last else part[:, None]
-            vectors.append(encoder(input_ids=inputs).last_hidden_state.mean(1))
-    return PCA(STATIC_DIM).fit_transform(torch.cat(vectors).numpy())
+        parts = torch.arange(encoder.config.vocab_size)[:, None].split(512)
+        vectors = torch.cat([encoder(input_ids=part).last_hidden_state[:, 0] for part in parts]).numpy()
+    return PCA(min(STATIC_DIM, *vectors.shape)).fit_transform(vectors)
