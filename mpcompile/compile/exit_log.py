@@ -14,7 +14,7 @@ import numpy as np
 
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.segment import Segment
-from mpcompile.runtime.runtime import Group, RunResult, Runtime, find_staying
+from mpcompile.runtime.runtime import Group, RunResult, Runtime, find_leaving
 from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
 BATCH_SIZE = 32
@@ -45,7 +45,7 @@ class ExitLog:
         known = np.zeros_like(undecided)
         logits = np.zeros_like(self.logits[-1])
         for k, exit_layer in enumerate(self.exit_layers):
-            leaving = undecided & ~find_staying(self.entropy[k], point.threshold_at(exit_layer))
+            leaving = undecided & find_leaving(self.entropy[k], point.threshold_at(exit_layer))
             undecided &= ~leaving & self.reached[k]
             leaving &= self.reached[k]
             logits[leaving], known[leaving] = self.logits[k][leaving], True
@@ -100,10 +100,9 @@ class LoggingRuntime(Runtime):
         )
 
     def _answer(
-        self, segment: Segment, outputs: Mapping[str, np.ndarray], staying: np.ndarray, group: Group, result: RunResult
+        self, segment: Segment, outputs: Mapping[str, np.ndarray], leaving: np.ndarray, group: Group, result: RunResult
     ) -> None:
-        if len(staying) < len(group.order):
-            super()._answer(segment, outputs, staying, group, result)
+        super()._answer(segment, outputs, leaving, group, result)
         texts, k = self._texts[group.order], self._exit_layers.index(segment.exit_layer)
         self._log.logits[k][texts], self._log.reached[k, texts] = outputs["logits"], True
         if "entropy" in outputs:

@@ -148,19 +148,18 @@ class Runtime:
                 rows = np.arange(start, min(start + error.max_rows, len(group.order)))
                 self._advance_part(index, buffers, group.take(rows), point, result)
             return
-        threshold = point.threshold_at(segment.exit_layer)
-        entropy = outputs["entropy"] if 0.0 < threshold <= 1.0 else np.zeros(len(part.order), np.float32)
-        staying = np.flatnonzero(find_staying(entropy, threshold))
-        self._answer(segment, outputs, staying, part, result)
-        if len(staying):
-            self._advance(index + 1, outputs, part.take(staying), point, result)
+        entropy = outputs["entropy"] if "entropy" in outputs else np.full(len(part.order), np.nan, np.float32)
+        leaving = find_leaving(entropy, point.threshold_at(segment.exit_layer))
+        self._answer(segment, outputs, leaving, part, result)
+        if not leaving.all():
+            self._advance(index + 1, outputs, part.take(np.flatnonzero(~leaving)), point, result)
 
     def _answer(
-        self, segment: Segment, outputs: Mapping[str, np.ndarray], staying: np.ndarray, group: Group, result: RunResult
+        self, segment: Segment, outputs: Mapping[str, np.ndarray], leaving: np.ndarray, group: Group, result: RunResult
     ) -> None:
-        """Writes the answers of a group that leave at a segment's exit: of all but those at some positions in it."""
-        leaving = np.ones(len(group.order), bool)
-        leaving[staying] = False
+        """Writes the answers of those of a group, (R,) bool, that leave at a segment's exit."""
+        if not leaving.any():
+            return
         where = group.order[leaving]
         result.logits[where] = outputs["logits"][leaving]
         result.exit_layer[where] = segment.exit_layer
@@ -229,17 +228,14 @@ class Runtime:
             )
 
 
-def find_staying(entropy: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether examples stay beyond an exit, (R,) bool.
+def find_leaving(entropy: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether examples leave at an exit, (R,) bool.
+
+    An entropy that is NaN is not sure of anything, and stays.
 
     Args:
-        entropy: normalised, (R,); read where the threshold is in (0, 1].
+        entropy: normalised, (R,); NaN where an exit says none. Not read where the threshold is outside of (0, 1].
         threshold: below which an example leaves: 0 is never, more than 1 is always.
     """
-    if threshold <= 0.0:
-        return np.ones(len(entropy), bool)
-    if threshold > 1.0:
-        return np.zeros(len(entropy), bool)
-    # Not `>=`: an entropy that is NaN is not sure of anything, and stays.
-    staying: np.ndarray = ~(entropy < threshold)
-    return staying
+    leaving: np.ndarray = (entropy < threshold) & (threshold > 0.0) | (threshold > 1.0)
+    return leaving

@@ -59,13 +59,14 @@ class ElasticHeads:
         """Logits (N, C) by exit layer.
 
         Args:
-            features: by exit layer, pooled features (N, 2D).
+            features: by exit layer, pooled features (N, 2D); at some of the off-ramps or all of them.
             index: not needed here, since no text was trained on.
         """
         del index
         with torch.inference_mode():
             return {
-                layer: head.classify(torch.from_numpy(features[layer])).numpy() for layer, head in self.heads.items()
+                layer: self.heads[layer].classify(torch.from_numpy(pooled)).numpy()
+                for layer, pooled in features.items()
             }
 
 

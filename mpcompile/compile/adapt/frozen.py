@@ -49,14 +49,15 @@ class TrainedHeads:
         """Logits (N, C) by exit layer; each text's row comes from a head trained without its part.
 
         Args:
-            features: as for training, of the same texts, pruned or not.
+            features: as for training, of the same texts, pruned or not; at some of the off-ramps or all of them.
             index: which of the texts they are of, None for all.
         """
         folds = self.folds if index is None else self.folds[torch.from_numpy(index)]
-        inputs = torch.from_numpy(np.stack([features[layer] for layer in sorted(self.heads)]))
+        blank = np.zeros_like(next(iter(features.values())))  # heads are one stack, and answer together
+        inputs = torch.from_numpy(np.stack([features.get(layer, blank) for layer in sorted(self.heads)]))
         with torch.inference_mode():
             logits = self.stack.predict_held_out(inputs, folds).numpy()
-        return dict(zip(sorted(self.heads), logits, strict=True))
+        return {layer: of for layer, of in zip(sorted(self.heads), logits, strict=True) if layer in features}
 
 
 def train_exit_heads(

@@ -16,11 +16,9 @@ from mpcompile.compile.build import Blueprint, build_plans
 from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.collector import Collector
 from mpcompile.compile.choose.features import Features
-from mpcompile.compile.choose.heads import Heads
 from mpcompile.compile.choose.held_out import HeldOut
 from mpcompile.compile.choose.point_search import PointSearch
 from mpcompile.compile.choose.points import Chosen, Question, keep_prunes
-from mpcompile.compile.choose.pricing import Pricer
 from mpcompile.compile.choose.schedules import KeepSchedule
 from mpcompile.compile.exit_log import LoggingRuntime
 from mpcompile.compile.job import Job, Model
@@ -51,12 +49,11 @@ def choose_on_segments(job: Job, model: Model, target: Target, question: Questio
     held_out = []
     for each in ratios:
         features = chain.collect(part, each)
-        predicted = question.heads.predict_held_out(fill(features, question.heads))
-        logits = {layer: predicted[layer] for layer in features.pooled}
+        logits = question.heads.predict_held_out(features.pooled)
         if chosen.last_exit is None:
             logits[model.num_layers] = features.logits
         held_out.append(HeldOut.from_logits(KeepSchedule(layers, each), logits, part.task))
-    pricer = Pricer(part.truth, part.lengths, question.cost, job.settings.batch_size, target.precision, part.task)
+    pricer = question.price(job.settings.batch_size, target.precision)
     target_s = pricer.full_s / question.target_gain
 
     def uses(candidate: Candidate) -> tuple[int, int, float]:
@@ -69,12 +66,6 @@ def choose_on_segments(job: Job, model: Model, target: Target, question: Questio
         candidates = PointSearch(held_out, pricer).search_around(aim, question.target_gain)
     found = tuple(dataclasses.replace(c, point=keep_prunes(c.point, layers)) for c in candidates)
     return dataclasses.replace(chosen, candidates=found)
-
-
-def fill(features: Features, heads: Heads) -> dict[int, np.ndarray]:
-    """Features for all heads, (N, 2D) by exit layer: zeros where the chain has no exit."""
-    blank = np.zeros_like(next(iter(features.pooled.values())))
-    return {layer: features.pooled.get(layer, blank) for layer in heads.heads}
 
 
 class Chain:

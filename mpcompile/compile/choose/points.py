@@ -64,6 +64,11 @@ class Question:
     heads: Heads | None
     prunes: bool = True
 
+    def price(self, batch_size: int, precision: str) -> Pricer:
+        """Prices points in a precision, on texts that come in batches."""
+        part = self.part
+        return Pricer(part.truth, part.lengths, self.cost, batch_size, precision, part.task)
+
 
 def choose_from_texts(job: Job, model: Model, target: Target, question: Question) -> tuple[Chosen, ...]:
     """Searches points on held-out answers: of the chain of engines that is predicted to be best, and of a plainer one.
@@ -79,7 +84,7 @@ def choose_from_texts(job: Job, model: Model, target: Target, question: Question
         logits = heads.predict_held_out(features.pooled) if heads else {}
         logits = {**logits, model.num_layers: features.logits}
         held_out.append(HeldOut.from_logits(schedule.measured(features.kept, part.lengths), logits, part.task))
-    pricer = Pricer(part.truth, part.lengths, question.cost, job.settings.batch_size, target.precision, part.task)
+    pricer = question.price(job.settings.batch_size, target.precision)
     if job.settings.trials and question.prunes:
         answers = HeldOutAnswers(job, model, collector, heads)
         held_out += _search_schedules(

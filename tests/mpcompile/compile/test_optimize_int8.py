@@ -16,7 +16,7 @@ from mpcompile import load
 from mpcompile.backends import find_backend
 from mpcompile.compile.chains import build_chains
 from mpcompile.compile.choose.collector import Collector
-from mpcompile.compile.choose.deployed import Chain, choose_on_segments, fill
+from mpcompile.compile.choose.deployed import Chain, choose_on_segments
 from mpcompile.compile.choose.points import Chosen, Question
 from mpcompile.compile.choose.precision import Offer
 from mpcompile.compile.exit_log import LoggingRuntime
@@ -109,7 +109,7 @@ def test_texts_leave_where_points_were_chosen_to_let_them(
     log = LoggingRuntime(built.runtime).log_texts(part.tokenizer, part.encoded, whole)
     collector = Collector(job, model, target, exits, part)
     of_segments, of_whole = (
-        np.abs(question.heads.predict_held_out(fill(features, question.heads))[2] - log.logits[1]).max()
+        np.abs(question.heads.predict_held_out(features.pooled)[2] - log.logits[1]).max()
         for features in (Chain(job, model, target, chosen).collect(part, ones), collector.collect(collector.unpruned))
     )
     assert 3 * of_segments < of_whole
