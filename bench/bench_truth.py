@@ -100,10 +100,13 @@ def _compare(task: Claim, batch_size: int, way: str, options: argparse.Namespace
         "speed_said": report.measured_speedup,
         "noise_said": optimized.operating_point.noise,
         "speed_on_test": point["speedup"],
+        "noise_on_test": point["noise"],
         "original_s_said": report.original_s,
         "original_s_on_test": base["measured_s"],
         "measured_s_said": report.measured_s,
         "measured_s_on_test": point["measured_s"],
+        "layers_said": optimized.operating_point.mean_exit_layer,
+        "layers_on_test": point["mean_exit_layer"],
         "drop_on_held_out": None if report.accuracy is None else (report.original_accuracy or 0.0) - report.accuracy,
         "certified_drop": report.certified_drop,
         "drop_on_test": None if point["accuracy"] is None else base["accuracy"] - point["accuracy"],
@@ -133,9 +136,9 @@ def format_table(result: dict[str, Any]) -> str:
         f"Speed on test texts within {WITHIN:.0%} of the speed that was said: {near} of {len(rows)} rows. Loss on test "
         f"texts within the bound: {held} of {len(rows)}.",
         "",
-        "| task | batch | way | speed said | noise | on test | ratio | ms said | on test | lost, held out | at most "
-        "| lost, test |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| task | batch | way | speed said | noise | on test | noise | ratio | ms said | on test | layers said "
+        "| on test | lost, held out | at most | lost, test |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         ratio = row["speed_on_test"] / row["speed_said"]
@@ -143,8 +146,10 @@ def format_table(result: dict[str, Any]) -> str:
         shown = " | ".join("-" if loss is None else f"{100 * loss:+.2f}" for loss in losses)
         lines.append(
             f"| {row['task']} | {row['batch_size']} | {row['way']} | {row['speed_said']:.2f}x "
-            f"| {row['noise_said']:.1%} | {row['speed_on_test']:.2f}x | {ratio:.2f} "
-            f"| {1e3 * row['measured_s_said']:.2f} | {1e3 * row['measured_s_on_test']:.2f} | {shown} |"
+            f"| {row['noise_said']:.1%} | {row['speed_on_test']:.2f}x "
+            f"| {row['noise_on_test']:.1%} | {ratio:.2f} "
+            f"| {1e3 * row['measured_s_said']:.2f} | {1e3 * row['measured_s_on_test']:.2f} "
+            f"| {row['layers_said']:.2f} | {row['layers_on_test']:.2f} | {shown} |"
         )
     warned = [f"- {row['task']}, batch {row['batch_size']}: {said}" for row in rows for said in row["warnings"]]
     return "\n".join([*lines, *(["", "Warnings:", "", *warned] if warned else [])]) + "\n"

@@ -24,7 +24,7 @@ from mpcompile.compile.texts.examples import load_examples
 from mpcompile.compile.texts.parts import TextPart, encode_examples
 from mpcompile.contract.backend import Target
 from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.cost.timing import Timing, measure_interleaved
+from mpcompile.cost.timing import Timing, measure_interleaved, measure_noise
 from mpcompile.progress import Stage, StageProgress
 from mpcompile.report.tables import render
 from mpcompile.runtime.artifact import MODEL
@@ -33,7 +33,8 @@ from mpcompile.runtime.model import OptimizedModel
 from mpcompile.runtime.runtime import Runtime
 
 GROUPED = "unpruned, grouped by length"
-TEXTS_TIMED = 192
+TEXTS_TIMED, LEAST_BATCHES = 192, 12
+"""Texts in a run, or batches where that is more: of six batches of 32, which texts share one decides about the time."""
 MORE = 2
 """Times more runs than are asked for, at most, on a busy machine."""
 
@@ -56,7 +57,7 @@ def benchmark_artifact(
 
     Returns:
         A row per system and batch size: `system`, `batch_size`, `measured_s` per batch with `p10_s` and
-        `p90_s`, `speedup` over the original, `accuracy` and `agreement`.
+        `p90_s`, `speedup` over the original, its `noise`, `mean_exit_layer`, `accuracy`, `agreement`.
     """
     optimized = load_artifact(directory, rebuild=rebuild_chain)
     machine = optimized.report.machine
@@ -72,19 +73,20 @@ def benchmark_artifact(
         # An unpruned engine in int8 is a baseline of time above all; the texts at hand will do to calibrate it.
         job = dataclasses.replace(job, calibration=CalibrationTexts.draw(part.tokenizer, part.encoded))
         bench = _Bench(job, model, target, optimized, build_unpruned(job, model, target), part)
-        answers, rank = bench.answer()
+        answers, layers, rank = bench.answer()
         rows: list[dict[str, Any]] = []
         for batch_size in batch_sizes:
             with bars.stage(f"measure batch {batch_size}") as stage:
                 timings = bench.measure(batch_size, runs, rank, stage)
-            rows.extend(_row(name, batch_size, timings, answers, part) for name in timings)
+            found = (_row(name, batch_size, timings, answers, part) for name in timings)
+            rows.extend({**row, "mean_exit_layer": layers[row["system"]]} for row in found)
     return rows
 
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as a table for people."""
     table = Table()
-    for name in ("system", "batch", "ms", "p10", "p90", "speedup", "accuracy", "agrees"):
+    for name in ("system", "batch", "ms", "p10", "p90", "speedup", "layers", "accuracy", "agrees"):
         table.add_column(name, justify="left" if name == "system" else "right")
     for row in rows:
         times = (f"{row[key] * 1e3:.2f}" for key in ("measured_s", "p10_s", "p90_s"))
@@ -94,6 +96,7 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
             str(row["batch_size"]),
             *times,
             f"{row['speedup']:.2f}x",
+            f"{row['mean_exit_layer']:.1f}",
             accuracy,
             f"{100 * row['agreement']:.2f}",
         )
@@ -115,21 +118,24 @@ class _Bench:
     def _unpruned_point(self) -> OperatingPoint:
         return unpruned_point(self.model, self.optimized.report.machine["precision"])
 
-    def answer(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """What each system answers, see `Task.answers`, and how hard each text is, see `rank_texts`."""
+    def answer(self) -> tuple[dict[str, np.ndarray], dict[str, float], np.ndarray]:
+        """What each system answers, see `Task.answers`, after how many layers, and how hard each text is, see
+        `rank_texts`."""
         part, answers, rank = self.part, {"original": self.part.original_answer}, self.part.lengths
+        layers = dict.fromkeys(("original", "unpruned", GROUPED), float(self.model.num_layers))
         answers["unpruned"] = part.task.answers(part.answer(self.unpruned, self._unpruned_point).logits)
         answers[GROUPED] = answers["unpruned"]
         for i, row in enumerate(self.optimized.operating_points):
             result = part.answer(self.optimized.runtime, row.point)
             answers[f"point {i}"] = part.task.answers(result.logits)
+            layers[f"point {i}"] = float(result.exit_layer.mean())
             if i == self.optimized.report.chosen:
                 rank = rank_texts(result.exit_layer, part.lengths)
-        return answers, rank
+        return answers, layers, rank
 
     def measure(self, batch_size: int, runs: int, rank: np.ndarray, stage: Stage) -> dict[str, Timing]:
         """Times of each system on batches of the texts, interleaved."""
-        num_batches = max(3, TEXTS_TIMED // batch_size)
+        num_batches = max(LEAST_BATCHES, TEXTS_TIMED // batch_size)
         workload = build_workload(self.part.tokenizer, self.part.encoded, batch_size, num_batches, rank, 0)
         names, device_kind = self.model.captured.input_names, self.target.backend.device_kind
         original = place_original(self.job.original, device_kind, workload.batches[:3], names)
@@ -159,6 +165,7 @@ def _row(
         "p10_s": timing.p10_s,
         "p90_s": timing.p90_s,
         "speedup": timings["original"].median_s / timing.median_s,
+        "noise": measure_noise(timings["original"], timing),
         "accuracy": accuracy,
         "agreement": float(1.0 - differs(answers[name], answers["original"]).mean()),
     }
