@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from sklearn.pipeline import make_pipeline
 from systems import System
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from mpcompile.runtime.tokens import TokenIds
 
@@ -90,9 +90,19 @@ def _embed(table: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _embed_vocabulary(model: str) -> np.ndarray:
-    """Vectors of all tokens, (V, `STATIC_DIM` at most): the encoder's answer to each token alone, after PCA."""
-    encoder = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+    """Vectors of all tokens, (V, `STATIC_DIM` at most): the mean of what the encoder answers to each alone, after PCA.
+
+    Each stands between the tokens that begin and end a text: without them an encoder says the same of all.
+    """
+    encoder, tokenizer = (
+        AutoModel.from_pretrained(model, dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(model),
+    )
+    begin, end = tokenizer("")["input_ids"]
+    means = []
     with torch.inference_mode():
-        parts = torch.arange(encoder.config.vocab_size)[:, None].split(512)
-        vectors = torch.cat([encoder(input_ids=part).last_hidden_state[:, 0] for part in parts]).numpy()
+        for tokens in torch.arange(encoder.config.vocab_size)[:, None].split(512):
+            begins, ends = torch.full_like(tokens, begin), torch.full_like(tokens, end)
+            means.append(encoder(input_ids=torch.cat([begins, tokens, ends], dim=1)).last_hidden_state.mean(1))
+    vectors = torch.cat(means).numpy()
     return PCA(min(STATIC_DIM, *vectors.shape)).fit_transform(vectors)
