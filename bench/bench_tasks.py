@@ -59,15 +59,10 @@ from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
 MOST_TRAINING = 20_000
 """Labelled texts that classifiers without a transformer are trained on, at most."""
-ORIGINAL, INT8, STUDENT, BOTH = (
-    "original (HF eager)",
-    "OpenVINO int8 (NNCF)",
-    "student of half the layers, int8",
-    "mpcompile",
-)
+ORIGINAL, INT8, STUDENT = "original (HF eager)", "OpenVINO int8 (NNCF)", "student of half the layers, int8"
 NUM_CALIBRATION = 100
 """Texts that the int8 baselines are calibrated on, as many as ours."""
-EXITS_ONLY, PRUNING_ONLY = "mpcompile, exits only", "mpcompile, pruning only"
+BOTH, EXITS_ONLY, PRUNING_ONLY = "mpcompile", "mpcompile, exits only", "mpcompile, pruning only"
 
 
 @dataclass(frozen=True)

@@ -94,15 +94,9 @@ def _embed_vocabulary(model: str) -> np.ndarray:
 
     Each stands between the tokens that begin and end a text: without them an encoder says the same of all.
     """
-    encoder, tokenizer = (
-        AutoModel.from_pretrained(model, dtype=torch.float32).eval(),
-        AutoTokenizer.from_pretrained(model),
-    )
-    begin, end = tokenizer("")["input_ids"]
-    means = []
+    encoder = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+    begin, end = AutoTokenizer.from_pretrained(model)("")["input_ids"]
+    texts = torch.tensor([[begin, token, end] for token in range(encoder.config.vocab_size)])
     with torch.inference_mode():
-        for tokens in torch.arange(encoder.config.vocab_size)[:, None].split(512):
-            begins, ends = torch.full_like(tokens, begin), torch.full_like(tokens, end)
-            means.append(encoder(input_ids=torch.cat([begins, tokens, ends], dim=1)).last_hidden_state.mean(1))
-    vectors = torch.cat(means).numpy()
+        vectors = torch.cat([encoder(input_ids=part).last_hidden_state.mean(1) for part in texts.split(512)]).numpy()
     return PCA(min(STATIC_DIM, *vectors.shape)).fit_transform(vectors)

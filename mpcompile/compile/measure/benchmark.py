@@ -30,7 +30,7 @@ from mpcompile.report.tables import render
 from mpcompile.runtime.artifact import MODEL
 from mpcompile.runtime.load import load_artifact
 from mpcompile.runtime.model import OptimizedModel
-from mpcompile.runtime.runtime import Runtime
+from mpcompile.runtime.runtime import RunResult, Runtime
 
 GROUPED = "unpruned, grouped by length"
 TEXTS_TIMED, LEAST_BATCHES = 192, 12
@@ -73,13 +73,12 @@ def benchmark_artifact(
         # An unpruned engine in int8 is a baseline of time above all; the texts at hand will do to calibrate it.
         job = dataclasses.replace(job, calibration=CalibrationTexts.draw(part.tokenizer, part.encoded))
         bench = _Bench(job, model, target, optimized, build_unpruned(job, model, target), part)
-        answers, layers, rank = bench.answer()
+        answers, rank = bench.answer()
         rows: list[dict[str, Any]] = []
         for batch_size in batch_sizes:
             with bars.stage(f"measure batch {batch_size}") as stage:
                 timings = bench.measure(batch_size, runs, rank, stage)
-            found = (_row(name, batch_size, timings, answers, part) for name in timings)
-            rows.extend({**row, "mean_exit_layer": layers[row["system"]]} for row in found)
+            rows.extend(_row(name, batch_size, timings, answers, part) for name in timings)
     return rows
 
 
@@ -104,6 +103,14 @@ def format_rows(rows: Sequence[dict[str, Any]]) -> str:
 
 
 @dataclass(frozen=True)
+class _Answered:
+    """What a system answers to the texts, see `Task.answers`, and after how many layers on average."""
+
+    answers: np.ndarray
+    mean_exit_layer: float
+
+
+@dataclass(frozen=True)
 class _Bench:
     """The systems that are compared."""
 
@@ -118,20 +125,21 @@ class _Bench:
     def _unpruned_point(self) -> OperatingPoint:
         return unpruned_point(self.model, self.optimized.report.machine["precision"])
 
-    def answer(self) -> tuple[dict[str, np.ndarray], dict[str, float], np.ndarray]:
-        """What each system answers, see `Task.answers`, after how many layers, and how hard each text is, see
-        `rank_texts`."""
-        part, answers, rank = self.part, {"original": self.part.original_answer}, self.part.lengths
-        layers = dict.fromkeys(("original", "unpruned", GROUPED), float(self.model.num_layers))
-        answers["unpruned"] = part.task.answers(part.answer(self.unpruned, self._unpruned_point).logits)
-        answers[GROUPED] = answers["unpruned"]
+    def answer(self) -> tuple[dict[str, _Answered], np.ndarray]:
+        """What each system answers, and how hard each text is, see `rank_texts`."""
+        part, rank = self.part, self.part.lengths
+        unpruned = self._read(part.answer(self.unpruned, self._unpruned_point))
+        original = _Answered(part.original_answer, unpruned.mean_exit_layer)
+        answers = {"original": original, "unpruned": unpruned, GROUPED: unpruned}
         for i, row in enumerate(self.optimized.operating_points):
             result = part.answer(self.optimized.runtime, row.point)
-            answers[f"point {i}"] = part.task.answers(result.logits)
-            layers[f"point {i}"] = float(result.exit_layer.mean())
+            answers[f"point {i}"] = self._read(result)
             if i == self.optimized.report.chosen:
                 rank = rank_texts(result.exit_layer, part.lengths)
-        return answers, layers, rank
+        return answers, rank
+
+    def _read(self, result: RunResult) -> _Answered:
+        return _Answered(self.part.task.answers(result.logits), float(result.exit_layer.mean()))
 
     def measure(self, batch_size: int, runs: int, rank: np.ndarray, stage: Stage) -> dict[str, Timing]:
         """Times of each system on batches of the texts, interleaved."""
@@ -153,11 +161,11 @@ class _Bench:
 
 
 def _row(
-    name: str, batch_size: int, timings: dict[str, Timing], answers: dict[str, np.ndarray], part: TextPart
+    name: str, batch_size: int, timings: dict[str, Timing], answers: dict[str, _Answered], part: TextPart
 ) -> dict[str, Any]:
-    timing = timings[name]
+    timing, found = timings[name], answers[name]
     differs = part.task.differs
-    accuracy = float(1.0 - differs(answers[name], part.truth).mean()) if part.has_accuracy else None
+    accuracy = float(1.0 - differs(found.answers, part.truth).mean()) if part.has_accuracy else None
     return {
         "system": name,
         "batch_size": batch_size,
@@ -166,6 +174,7 @@ def _row(
         "p90_s": timing.p90_s,
         "speedup": timings["original"].median_s / timing.median_s,
         "noise": measure_noise(timings["original"], timing),
+        "mean_exit_layer": found.mean_exit_layer,
         "accuracy": accuracy,
-        "agreement": float(1.0 - differs(answers[name], answers["original"]).mean()),
+        "agreement": float(1.0 - differs(found.answers, answers["original"].answers).mean()),
     }
