@@ -45,7 +45,7 @@ from mpcompile.compile.certify import bound_drop
 from mpcompile.compile.certify.refusals import Tested
 from mpcompile.compile.given import read_given, split_given
 from mpcompile.compile.job import open_job
-from mpcompile.compile.measure.workload import build_workload
+from mpcompile.compile.measure.workload import MIN_BATCHES, build_workload
 from mpcompile.compile.original import open_original
 from mpcompile.compile.reference import ask_original
 from mpcompile.compile.settings import Settings
@@ -99,9 +99,9 @@ class TestSet:
     labels: np.ndarray
 
     def batches(self, batch_size: int, num_texts: int) -> Sequence[dict[str, np.ndarray]]:
-        """At least one batch, of `num_texts` texts together, padded as batches of these texts usually are."""
+        """Batches of `num_texts` texts together, at least `MIN_BATCHES`, padded as batches of these texts are."""
         rank = np.random.default_rng(batch_size).permutation(len(self.encoded))
-        num_batches = max(1, num_texts // batch_size)
+        num_batches = max(MIN_BATCHES, num_texts // batch_size)
         return build_workload(self.tokenizer, self.encoded, batch_size, num_batches, rank, seed=0).batches
 
 

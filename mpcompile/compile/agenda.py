@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mpcompile.compile.measure.front import Pace
+from mpcompile.compile.measure.workload import BLOCK_S
 from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.parts import TextPart, Texts
 
@@ -13,6 +14,9 @@ FIXED_S = 60.0
 ANSWER, CHOOSE, CERTIFY = 0.5, 1.5, 1.5
 """Times the seconds of the original for a text: answers of its fp32 engine, features under all schedules, and answers
 of the points that are tested."""
+FRONT = 14.0
+"""Times the seconds that a run of the original takes beyond `BLOCK_S`: four runs, in which all points together take as
+long as two and a half originals."""
 LEAST, MOST = 0.5, 1.5
 """Shares of the estimate that are said, for what the factors differ by from model to model."""
 
@@ -34,6 +38,7 @@ def estimate_seconds(
     choosing, held_out = _count(parts.choosing), _count(parts.certifying)
     asked = choosing + held_out + _count(parts.training) + _count(on_test)
     seconds = FIXED_S + text_s * (ANSWER * asked + CHOOSE * choosing + CERTIFY * held_out)
+    seconds += FRONT * max(pace.batch_s * pace.num_batches - BLOCK_S, 0.0)
     more = 0
     if settings.max_drop is not None and parts.spare is not None:
         more = min(len(parts.spare), settings.max_texts)

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 BLOCK_S = 0.4
 """Seconds that the start should need for a round: long enough to average over texts and over the scheduler."""
 MAX_TEXTS = 4096
+FEW_BATCHES = 3
+"""Of fewer batches of texts that `optimize` was not given, all texts are timed."""
 MIN_CHECKED = 200
 """Examples on which answers in another precision are compared: of fewer, a share of 99.5% says little."""
 
@@ -99,7 +101,7 @@ def _draw_texts(
 ) -> tuple[dict[str, np.ndarray], ...]:
     examples = load_examples(texts)
     unknown = leave_out_known(directory, examples)
-    if len(unknown) >= batch_size * MIN_BATCHES:
+    if len(unknown) >= batch_size * FEW_BATCHES:
         examples = unknown
     elif len(unknown) < len(examples):
         logger.warning(

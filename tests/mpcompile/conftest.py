@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mpcompile
 from mpcompile.backends import find_backend
-from mpcompile.compile.measure.workload import MIN_BATCHES
 from mpcompile.contract.backend import BuildConfig
 from mpcompile.contract.front import MeasuredPoint
 from mpcompile.contract.operating_point import OperatingPoint
@@ -206,7 +205,7 @@ def timing_few_batches() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mpcompile.compile.original.count_cores", lambda: 1)
-        patch.setattr("mpcompile.compile.measure.workload.MAX_BATCHES", MIN_BATCHES)
+        patch.setattr("mpcompile.compile.measure.workload.MAX_BATCHES", 3)
         patch.setattr("mpcompile.compile.measure.front.FRONT_RUNS", 2)
         patch.setattr("mpcompile.compile.measure.front.MOST_RUNS", 2)
         yield

@@ -14,7 +14,7 @@ from rich.table import Table
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.job import Job, Model, open_job
 from mpcompile.compile.measure.front import Baseline
-from mpcompile.compile.measure.workload import build_workload, rank_texts
+from mpcompile.compile.measure.workload import MIN_BATCHES, build_workload, rank_texts
 from mpcompile.compile.original import open_original, place_original
 from mpcompile.compile.rebuild import rebuild_chain
 from mpcompile.compile.recording import CalibrationTexts
@@ -33,8 +33,8 @@ from mpcompile.runtime.model import OptimizedModel
 from mpcompile.runtime.runtime import RunResult, Runtime
 
 GROUPED = "unpruned, grouped by length"
-TEXTS_TIMED, LEAST_BATCHES = 192, 12
-"""Texts in a run, or batches where that is more: of six batches of 32, which texts share one decides about the time."""
+TEXTS_TIMED = 192
+"""Texts in a run, or `MIN_BATCHES` batches where that is more."""
 MORE = 2
 """Times more runs than are asked for, at most, on a busy machine."""
 
@@ -143,7 +143,7 @@ class _Bench:
 
     def measure(self, batch_size: int, runs: int, rank: np.ndarray, stage: Stage) -> dict[str, Timing]:
         """Times of each system on batches of the texts, interleaved."""
-        num_batches = max(LEAST_BATCHES, TEXTS_TIMED // batch_size)
+        num_batches = max(MIN_BATCHES, TEXTS_TIMED // batch_size)
         workload = build_workload(self.part.tokenizer, self.part.encoded, batch_size, num_batches, rank, 0)
         names, device_kind = self.model.captured.input_names, self.target.backend.device_kind
         original = place_original(self.job.original, device_kind, workload.batches[:3], names)

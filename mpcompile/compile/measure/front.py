@@ -13,7 +13,7 @@ import numpy as np
 from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.points import Chosen
 from mpcompile.compile.job import Job, Model
-from mpcompile.compile.measure.workload import Traffic, Workload, count_batches
+from mpcompile.compile.measure.workload import MIN_BATCHES, Traffic, Workload, count_batches
 from mpcompile.compile.original import Original, place_original
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.backend import Target
@@ -25,7 +25,8 @@ from mpcompile.progress import StageProgress
 from mpcompile.runtime.runtime import Runner, RunResult, Runtime
 
 GAIN_RUNS, FRONT_RUNS, MOST_RUNS = 3, 5, 11
-"""Times that precisions are timed, and the points of a front: more often on a busy machine."""
+"""Times that precisions are timed, and the points of a front: more often on a busy machine, and as often as precisions
+where few batches take long already."""
 GAIN_BATCHES = 8
 PROBE_TEXTS = 16
 Calls = Sequence[Callable[[], object]]
@@ -140,6 +141,11 @@ class MeasuredFronts:
     grouped: Timing | None
 
 
+def count_front_runs(num_batches: int) -> int:
+    """Times that the points of a front are timed on so many batches, at least."""
+    return min(FRONT_RUNS, GAIN_RUNS) if num_batches <= MIN_BATCHES else FRONT_RUNS
+
+
 def measure_fronts(
     progress: StageProgress, baseline: Baseline, chains: Sequence[TimedChain], part: TextPart | None
 ) -> MeasuredFronts:
@@ -158,7 +164,8 @@ def measure_fronts(
         calls |= {f"{number} {i}": baseline.point_calls(chain.runtime, c.point) for i, c in enumerate(candidates)}
     with progress.stage("measure operating points") as stage:
         warm: dict[str, list[Any]] = {name: [call() for call in every] for name, every in calls.items()}
-        timings = measure_interleaved(calls, FRONT_RUNS, warm_up=0, on_run=stage, most_runs=MOST_RUNS)
+        runs = count_front_runs(len(baseline.workload.batches))
+        timings = measure_interleaved(calls, runs, warm_up=0, on_run=stage, most_runs=MOST_RUNS)
     original = timings["original"]
     fronts = tuple(
         tuple(

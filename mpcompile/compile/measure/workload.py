@@ -12,7 +12,8 @@ from mpcompile.runtime.tokens import TokenIds, Tokenizer
 
 BLOCK_S = 3.0
 """Seconds that the original needs for the batches of a run: enough to average over texts."""
-MIN_BATCHES, MAX_BATCHES = 3, 256
+MIN_BATCHES, MAX_BATCHES = 12, 256
+"""Of six batches of 32, which texts share one decides a tenth of the time."""
 NUM_DRAWS = 100
 DOUBTED_ERRORS, DOUBTED_SHARE = 4.0, 0.1
 """Standard errors, and share of the layers, that texts to time and texts for choosing may differ by."""

@@ -26,7 +26,7 @@ MIN_TEXTS = 16
 TRAINING_SHARE = 0.75
 """Share of the texts not put aside for the certificate that trains a backbone; the rest chooses points."""
 
-TIMED_SHARE, TIMED_BATCHES, MOST_TIMED = 0.1, 8, 1000
+TIMED_SHARE, TIMED_BATCHES, MOST_TIMED = 0.1, 12, 1000
 """Texts put aside for timing: a tenth, or so many batches where that is more, but no fifth of all; at most 1,000."""
 FEW_TEXTS = 64
 """Of fewer texts none are put aside for timing."""

@@ -43,6 +43,12 @@ def test_fine_tuning_is_said_to_come_on_top(parts: Texts) -> None:
     assert "minutes and the time to fine-tune," in describe_agenda(Settings(2.0, adapt="finetune"), PACE, parts, None)
 
 
+def test_a_slow_original_is_timed_longer(parts: Texts) -> None:
+    batches = Settings(2.0, batch_size=32)
+    seconds = [estimate_seconds(batches, dataclasses.replace(PACE, batch_s=s), parts, None)[0] for s in (0.2, 0.4, 0.8)]
+    assert seconds[2] - seconds[1] > 2 * (seconds[1] - seconds[0])
+
+
 @pytest.mark.parametrize(
     ("slower", "changes"),
     [

@@ -94,7 +94,16 @@ def test_few_texts_are_timed_where_they_are_chosen_on(model: Model, tokenizer: T
 
 @pytest.mark.parametrize(
     ("used", "batch_size", "expected"),
-    [(63, 1, 0), (64, 1, 8), (400, 1, 40), (4000, 1, 400), (400, 32, 80), (4000, 32, 400), (40_000, 1, MOST_TIMED)],
+    [
+        (63, 1, 0),
+        (64, 1, 8),
+        (400, 1, 40),
+        (4000, 1, 400),
+        (400, 32, 80),
+        (4000, 32, 400),
+        (2000, 32, 384),
+        (40_000, 1, MOST_TIMED),
+    ],
 )
 def test_a_tenth_is_timed_or_some_batches(used: int, batch_size: int, expected: int) -> None:
     assert count_timed(Settings(2.0, batch_size=batch_size, max_texts=used), used) == expected
