@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from mpcompile.runtime.artifact import (
     write_plans,
 )
 from mpcompile.runtime.directories import replace_directory
+from mpcompile.runtime.ngrams import NGRAMS
 from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
 
@@ -122,6 +124,8 @@ def export_bundle(
             on_progress((index + 1) / len(segments))
         if manifest.has_tokenizer:
             Tokenizer.load(directory).save(temporary)
+        if (directory / NGRAMS).exists():
+            shutil.copy2(directory / NGRAMS, temporary / NGRAMS)
         note = f"speeds and losses were measured on {report.machine.get('cpu', 'a CPU')}, not on {device}"
         told = dataclasses.replace(report, operating_points=points).with_notes(note)
         (temporary / REPORT).write_text(json.dumps(told.to_json(), indent=2) + "\n", "utf-8")

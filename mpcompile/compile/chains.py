@@ -74,7 +74,8 @@ def _build(job: Job, model: Model, target: Target, chosen: Chosen, length: int) 
         plans = build_plans(target, Blueprint(segments, profile, digest, job.calibration), job.store, stage)
     exits = tuple(segment.exit_layer for segment in segments)
     split_tokens = chosen.cost.split_tokens(exits, length, chosen.prune_layers)
-    runtime = make_runtime(target, segments, plans, captured.num_labels, split_tokens)
+    first_exit = None if chosen.ngrams is None else chosen.ngrams.first_exit
+    runtime = make_runtime(target, segments, plans, captured.num_labels, split_tokens, first_exit)
     return Built(target, chosen, runtime, tuple(plans))
 
 

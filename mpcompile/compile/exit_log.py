@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.contract.operating_point import OperatingPoint
-from mpcompile.contract.segment import Segment
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint
 from mpcompile.runtime.runtime import Group, RunResult, Runtime, find_leaving
 from mpcompile.runtime.tokens import TokenIds, Tokenizer, batches_by_length
 
@@ -61,9 +60,11 @@ class LoggingRuntime(Runtime):
     """
 
     def __init__(self, runtime: Runtime, widths: Sequence[int] | None = None) -> None:
-        super().__init__(runtime.segments, runtime.engines, runtime.num_labels, runtime.split_tokens)
-        self._exit_layers = tuple(segment.exit_layer for segment in self.segments)
-        self._widths = tuple(widths or [runtime.num_labels] * len(self.segments))
+        chain = (runtime.segments, runtime.engines, runtime.num_labels, runtime.split_tokens)
+        super().__init__(*chain, runtime.first_exit)
+        before = () if self.first_exit is None else (BEFORE,)
+        self._exit_layers = before + tuple(segment.exit_layer for segment in self.segments)
+        self._widths = tuple(widths or [runtime.num_labels] * len(self._exit_layers))
         self._log = self._open(0)
         self._texts = np.empty(0, np.int64)
 
@@ -85,7 +86,10 @@ class LoggingRuntime(Runtime):
         self._log, done = self._open(len(encoded)), 0
         for batch in batches_by_length([len(tokens) for tokens in encoded], BATCH_SIZE):
             self._texts = np.asarray(batch)
-            self.run(tokenizer.pad([encoded[i] for i in batch]), point)
+            inputs = tokenizer.pad([encoded[i] for i in batch])
+            if self.first_exit is not None:  # it costs nothing to ask it about texts that do not leave there
+                self._keep(BEFORE, self._texts, self.first_exit(inputs))
+            self.run(inputs, point)
             done += len(batch)
             on_batch(done / len(encoded))
         return self._log
@@ -100,10 +104,13 @@ class LoggingRuntime(Runtime):
         )
 
     def _answer(
-        self, segment: Segment, outputs: Mapping[str, np.ndarray], leaving: np.ndarray, group: Group, result: RunResult
+        self, exit_layer: int, outputs: Mapping[str, np.ndarray], leaving: np.ndarray, group: Group, result: RunResult
     ) -> None:
-        super()._answer(segment, outputs, leaving, group, result)
-        texts, k = self._texts[group.order], self._exit_layers.index(segment.exit_layer)
+        super()._answer(exit_layer, outputs, leaving, group, result)
+        self._keep(exit_layer, self._texts[group.order], outputs)
+
+    def _keep(self, exit_layer: int, texts: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
+        k = self._exit_layers.index(exit_layer)
         self._log.logits[k][texts], self._log.reached[k, texts] = outputs["logits"], True
         if "entropy" in outputs:
             self._log.entropy[k, texts] = outputs["entropy"]

@@ -43,7 +43,7 @@ def pack_model(job: Job, model: Model, built: Built, report: Report, parts: Text
             missing = write_page_maybe(directory / PAGE, report)
             report = report if missing is None else report.with_notes(missing)
             _write(directory, job, model, built)
-            if parts is not None and built.chosen.heads:
+            if parts is not None and (built.chosen.heads or built.chosen.ngrams):
                 write_known(directory, parts.taught)
             (directory / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
             write_manifest(directory, manifest)
@@ -86,6 +86,8 @@ def _write(directory: Path, job: Job, model: Model, built: Built) -> None:
         pooling = Pooling(job.original.pooling.normalise, max_length=length)
         write_pooling(directory / MODEL, pooling, model.captured.hidden_size)
     save_file(head_weights(built.chosen.heads), directory / EXITS)
+    if built.runtime.first_exit is not None:
+        built.runtime.first_exit.classifier.save(directory)
     if job.settings.adapt == "finetune":
         save_file(_backbone_weights(model.captured), directory / BACKBONE)
     if job.tokenizer is not None:

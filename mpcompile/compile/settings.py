@@ -91,6 +91,11 @@ class Settings(Options):
         one_of(*PRECISIONS),
     )
     max_texts: int = option(4000, "more texts than these are sampled", whole(16, 10**7))
+    teach_minutes: float = option(
+        3.0,
+        "minutes that texts which nothing else needs are answered for, to teach the exit before the model",
+        number(0.0, 600.0, "such as 3"),
+    )
     seed: int = option(0, "seed of everything random", whole(0, 2**32 - 1))
     progress: bool = option(
         True, "whether to draw progress bars", flag="--no-progress", flag_help="draw no progress bars"

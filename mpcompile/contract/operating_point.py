@@ -11,6 +11,8 @@ import numpy as np
 
 from mpcompile.errors import SettingError
 
+BEFORE = -1
+"""The exit before the model: of `exit_layers` the one at which nothing of it has run, not even its embeddings."""
 MIN_KEPT = 4
 """Tokens that a text keeps at least, where it has so many: [CLS] and the separators of a pair (RoBERTa's has three)."""
 
@@ -20,7 +22,8 @@ class OperatingPoint:
     """How much to prune, when to leave, and in which precision.
 
     Attributes:
-        exit_layers: off-ramps in use, by the layers run before them, ascending; the last is unconditional.
+        exit_layers: off-ramps in use, by the layers run before them, ascending, `BEFORE` for the one before the model;
+            the last is unconditional.
         exit_thresholds: one per exit but the last: leave when the normalised entropy is below, [0, 1].
         prune_layers: layers that prune, ascending.
         keep_ratios: share of an example's tokens kept at each of them, (0, 1].
@@ -72,6 +75,10 @@ class OperatingPoint:
         if exit_layer == self.exit_layers[-1]:
             return math.inf
         return dict(zip(self.exit_layers, self.exit_thresholds, strict=False)).get(exit_layer, 0.0)
+
+    def describe_exits(self) -> str:
+        """Exits in use, by the layers run before them, such as "before 0 2 12"."""
+        return " ".join("before" if layer == BEFORE else str(layer) for layer in self.exit_layers)
 
     @property
     def ran_ratios(self) -> tuple[float, ...]:
@@ -126,7 +133,7 @@ def count_left(point: OperatingPoint, first: int, last: int, length: np.ndarray)
 def _check_ascending(name: str, layers: Sequence[int]) -> None:
     if (
         list(layers) != sorted(set(layers))
-        or any(layer < 0 for layer in layers)
+        or any(layer < (BEFORE if name == "exit_layers" else 0) for layer in layers)
         or (name == "exit_layers" and not layers)
     ):
         raise SettingError(f"{name}: {tuple(layers)}; expected layers in ascending order, none twice")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.contract.operating_point import OperatingPoint, count_left
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint, count_left
 from mpcompile.cost.model import CostModel
 from mpcompile.runtime.grouping import split_by_length
 
@@ -19,10 +19,12 @@ class Chain:
     Attributes:
         exit_layers: where they end, ascending.
         split_tokens: see `Runtime`.
+        predict_before_s: gives the seconds that the exit before the model takes for so many texts, None without it.
     """
 
     exit_layers: tuple[int, ...]
     split_tokens: tuple[float, ...]
+    predict_before_s: Callable[[float], float] | None = None
 
 
 def predict_workload(
@@ -37,7 +39,17 @@ def predict_workload(
         batches: tokens of each example, one array per batch.
         exits: where each example leaves, one array per batch.
     """
-    return float(np.mean([_predict(cost, chain, point, 0, *batch) for batch in zip(batches, exits, strict=True)]))
+    return float(np.mean([_predict_batch(cost, chain, point, *batch) for batch in zip(batches, exits, strict=True)]))
+
+
+def _predict_batch(
+    cost: CostModel, chain: Chain, point: OperatingPoint, length: np.ndarray, leaves: np.ndarray
+) -> float:
+    if BEFORE not in point.exit_layers:
+        return _predict(cost, chain, point, 0, length, leaves)
+    assert chain.predict_before_s is not None
+    staying, total = leaves > BEFORE, chain.predict_before_s(len(length))
+    return total + (_predict(cost, chain, point, 0, length[staying], leaves[staying]) if staying.any() else 0.0)
 
 
 def _predict(

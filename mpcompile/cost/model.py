@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mpcompile.contract.operating_point import OperatingPoint, count_kept
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint, count_kept
 from mpcompile.cost.rates import Rates
 from mpcompile.cost.regions import GraphWork, Part, Size
 from mpcompile.cost.roofline import predict_region
@@ -113,12 +113,12 @@ class CostModel:
         Args:
             seq_len: tokens of each example, (N,).
             point: exits and keep ratios.
-            exit_layer: where each example leaves, (N,).
+            exit_layer: where each example leaves, (N,); before the model what it costs is not counted.
             num_kept: by layer that prunes, tokens that each example has left after it, (N,), where they were
                 counted; otherwise they follow from the keep ratios.
         """
         one, length = np.float64(1), np.asarray(seq_len, np.float64)
-        flops = np.broadcast_to(self.work.embeddings.count_flops(one, length), length.shape)
+        flops = (exit_layer > BEFORE) * self.work.embeddings.count_flops(one, length)
         for layer in range(self.work.num_layers + 1):
             if layer in point.exit_layers:
                 head = self.work.classifier if layer == self.work.num_layers else self.work.exits[layer]

@@ -190,7 +190,7 @@ def _describe(point: MeasuredPoint) -> str:
         f"{1e3 * point.measured_s:.2f} ms measured, {1e3 * point.predicted_s:.2f} ms predicted",
         f"{point.speedup:.2f}x on the clock, {point.flops_ratio:.2f}x in flops",
         *(f"{100 * value:.2f}% {name}" for name, value in _shares(point)),
-        f"{point.mean_exit_layer:.1f} layers on average, exits {' '.join(map(str, settings.exit_layers))}",
+        f"{point.mean_exit_layer:.1f} layers on average, exits {settings.describe_exits()}",
         f"keeps {' '.join(f'{ratio:g}' for ratio in settings.keep_ratios) or 'all'}",
     ]
     return "<br>".join(lines)

@@ -218,7 +218,7 @@ def _render_front_table(report: Report) -> str:
             _percent(row.accuracy),
             _percent(row.agreement),
             f"{row.mean_exit_layer:.1f}",
-            " ".join(map(str, point.exit_layers)),
+            point.describe_exits(),
             " ".join(f"{ratio:g}" for ratio in point.keep_ratios) or "all",
         )
         marked = ' class="chosen"' if i == report.chosen else ""

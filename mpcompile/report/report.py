@@ -211,7 +211,7 @@ def _front_table(points: tuple[MeasuredPoint, ...], chosen: int) -> Table:
             _percent(row.accuracy),
             _percent(row.agreement),
             f"{row.mean_exit_layer:.1f}",
-            " ".join(map(str, point.exit_layers)),
+            point.describe_exits(),
             _describe_ratios(point),
         )
     return table

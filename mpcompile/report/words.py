@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from html import escape
 
+from mpcompile.contract.operating_point import BEFORE
 from mpcompile.report.records import SampleText, SampleToken
 
 _GONE = "·"
@@ -41,6 +42,8 @@ def render_sample(sample: SampleText, num_layers: int) -> str:
 
 
 def _describe_exit(exit_layer: int, num_layers: int) -> str:
+    if exit_layer == BEFORE:
+        return "exit before the model"
     if exit_layer == 0:
         return "exit after the embeddings"
     if exit_layer == num_layers:

@@ -7,6 +7,7 @@ engines/N.plan      one engine per segment
 model/              the original as Hugging Face saves it: config.json, model.safetensors; one without a head also as
                     sentence-transformers does
 exits.safetensors   weights of the exit heads
+ngrams.safetensors  the classifier of the exit before the model, where there is one
 backbone.safetensors weights that took the place of the original's, where it was fine-tuned
 tokenizer.json, tokenization.json
 known_texts.safetensors digests of the texts that the exit heads were trained on
@@ -27,16 +28,17 @@ from mpcompile.contract.profile import OptimizationProfile, Range
 from mpcompile.contract.segment import Segment
 from mpcompile.contract.task import Task
 from mpcompile.errors import ArtifactError, SettingError
+from mpcompile.runtime.ngrams import NGRAMS
 from mpcompile.runtime.requests import ModelSignature
 from mpcompile.runtime.tokens import SETTINGS_FILE, TOKENIZER_FILE
 
 FORMAT = "mpcompile"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, CHECKSUM, REPORT, RECIPE = "manifest.json", "manifest.sha256", "report.json", "recipe.json"
 EXITS, BACKBONE, MODEL = "exits.safetensors", "backbone.safetensors", "model"
 SEGMENTS, KNOWN_TEXTS = "segments", "known_texts.safetensors"
 _FOLDERS = ("engines", MODEL, SEGMENTS)
-_OPTIONAL = (RECIPE, EXITS, BACKBONE, KNOWN_TEXTS, TOKENIZER_FILE, SETTINGS_FILE)
+_OPTIONAL = (RECIPE, EXITS, NGRAMS, BACKBONE, KNOWN_TEXTS, TOKENIZER_FILE, SETTINGS_FILE)
 _SEGMENT_FIELDS = ("index", "exit_layer", "prune_layers", "hidden_size", "input_names", "output_names", "precision")
 
 

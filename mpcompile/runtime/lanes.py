@@ -16,6 +16,7 @@ import numpy as np
 
 from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.contract.segment import Segment
+from mpcompile.runtime.ngrams import FirstExit
 from mpcompile.runtime.runtime import RunResult, Runtime
 
 
@@ -42,6 +43,11 @@ class Lanes:
     def split_tokens(self) -> tuple[float, ...]:
         """See `Runtime`."""
         return self.runtimes[0].split_tokens
+
+    @property
+    def first_exit(self) -> FirstExit | None:
+        """See `Runtime`."""
+        return self.runtimes[0].first_exit
 
     def run(self, inputs: Mapping[str, np.ndarray], point: OperatingPoint) -> RunResult:
         """Answers a batch in the order asked.

@@ -15,6 +15,7 @@ from mpcompile.errors import ArtifactError
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import RECIPE, REPORT, Manifest, plan_path, read_manifest
 from mpcompile.runtime.model import OptimizedModel
+from mpcompile.runtime.ngrams import NGRAMS, FirstExit, NGramClassifier
 from mpcompile.runtime.runner import make_runner
 from mpcompile.runtime.tokens import Tokenizer
 from mpcompile.store.results import Store
@@ -71,9 +72,17 @@ def load_artifact(
         notes.extend([] if reason is None else [f"engines were rebuilt: {reason}"])
     for note in notes:
         logger.warning(note)
-    runtime = make_runner(target, *chain, manifest.signature.num_labels, manifest.split_tokens)
+    first_exit = load_first_exit_maybe(path, manifest)
+    runtime = make_runner(target, *chain, manifest.signature.num_labels, manifest.split_tokens, first_exit)
     tokenizer = Tokenizer.load(path) if manifest.has_tokenizer else None
     return OptimizedModel(runtime, manifest.signature, report.with_notes(*notes), tokenizer, path)
+
+
+def load_first_exit_maybe(path: Path, manifest: Manifest) -> FirstExit | None:
+    """The exit before the model that an artifact holds, None where it has none."""
+    if not (path / NGRAMS).exists():
+        return None
+    return FirstExit(NGramClassifier.load(path), manifest.signature.task)
 
 
 def read_plans(path: Path, manifest: Manifest) -> tuple[bytes, ...]:

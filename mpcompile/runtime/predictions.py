@@ -32,7 +32,7 @@ class Prediction(Fields):
     Attributes:
         label: class name.
         score: the probability of the class.
-        exit_layer: encoder layers run.
+        exit_layer: encoder layers run, -1 where the text was answered before the model.
     """
 
     label: str
@@ -47,7 +47,7 @@ class MultiLabelPrediction(Fields):
     Attributes:
         labels: their names.
         scores: their probabilities.
-        exit_layer: encoder layers run.
+        exit_layer: encoder layers run, -1 where the text was answered before the model.
     """
 
     labels: tuple[str, ...]
@@ -61,7 +61,7 @@ class ScorePrediction(Fields):
 
     Attributes:
         score: as the model gives it; a tuple where it gives several.
-        exit_layer: encoder layers run.
+        exit_layer: encoder layers run, -1 where the text was answered before the model.
     """
 
     score: float | tuple[float, ...]

@@ -15,10 +15,11 @@ import numpy as np
 
 from mpcompile.contract.backend import Engine
 from mpcompile.contract.inputs import CARRIED, LayerSetting, fill_inputs
-from mpcompile.contract.operating_point import OperatingPoint, count_kept
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint, count_kept
 from mpcompile.contract.segment import Segment
 from mpcompile.errors import BatchTooLarge, InputError
 from mpcompile.runtime.grouping import split_by_length
+from mpcompile.runtime.ngrams import FirstExit
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class RunResult:
 
     Attributes:
         logits: (B, C) fp32.
-        exit_layer: encoder layers that each example ran, (B,) int64.
+        exit_layer: encoder layers that each example ran, (B,) int64; `BEFORE` where the model was not asked.
         tokens_kept: tokens that each example had left when it was answered, (B,) int64.
     """
 
@@ -46,6 +47,9 @@ class Runner(Protocol):
 
     @property
     def split_tokens(self) -> tuple[float, ...]: ...
+
+    @property
+    def first_exit(self) -> FirstExit | None: ...
 
     def run(self, inputs: Mapping[str, np.ndarray], point: OperatingPoint) -> RunResult: ...
 
@@ -83,6 +87,7 @@ class Runtime:
         num_labels: C.
         split_tokens: for each segment, how many padding tokens cost as much as another call of its
             engine; a group is split by length where that saves more.
+        first_exit: what answers before the chain, None where nothing does.
 
     Attributes:
         num_labels: C.
@@ -90,12 +95,18 @@ class Runtime:
     """
 
     def __init__(
-        self, segments: Sequence[Segment], engines: Sequence[Engine], num_labels: int, split_tokens: Sequence[float]
+        self,
+        segments: Sequence[Segment],
+        engines: Sequence[Engine],
+        num_labels: int,
+        split_tokens: Sequence[float],
+        first_exit: FirstExit | None = None,
     ) -> None:
         self.segments = tuple(segments)
         self.engines = tuple(engines)
         self.num_labels = num_labels
         self.split_tokens = tuple(split_tokens)
+        self.first_exit = first_exit
         self._lock = threading.Lock()  # engines own their buffers
         self._told: set[tuple[int, int]] = set()
         self.num_nan = 0
@@ -122,10 +133,23 @@ class Runtime:
         everyone = np.arange(batch_size)
         extent = seq_len - np.argmax(mask[:, ::-1] != 0, axis=1)
         group = Group(everyone, everyone, np.count_nonzero(mask, axis=1), extent)
-        with self._lock:
-            self._advance(0, inputs, group, point, result)
-            self._count_nan(result.logits)
+        if BEFORE in point.exit_layers:
+            group = self._leave_before(inputs, group, point, result)
+        if len(group.order):
+            with self._lock:
+                self._advance(0, inputs, group, point, result)
+                self._count_nan(result.logits)
         return result
+
+    def _leave_before(
+        self, inputs: Mapping[str, np.ndarray], group: Group, point: OperatingPoint, result: RunResult
+    ) -> Group:
+        """Answers those that are sure before the model runs, and gives the others."""
+        assert self.first_exit is not None
+        outputs = self.first_exit(inputs)
+        leaving = find_leaving(outputs["entropy"], point.threshold_at(BEFORE))
+        self._answer(BEFORE, outputs, leaving, group, result)
+        return group.take(np.flatnonzero(~leaving))
 
     def _advance(
         self, index: int, buffers: Mapping[str, np.ndarray], group: Group, point: OperatingPoint, result: RunResult
@@ -150,19 +174,19 @@ class Runtime:
             return
         entropy = outputs["entropy"] if "entropy" in outputs else np.full(len(part.order), np.nan, np.float32)
         leaving = find_leaving(entropy, point.threshold_at(segment.exit_layer))
-        self._answer(segment, outputs, leaving, part, result)
+        self._answer(segment.exit_layer, outputs, leaving, part, result)
         if not leaving.all():
             self._advance(index + 1, outputs, part.take(np.flatnonzero(~leaving)), point, result)
 
     def _answer(
-        self, segment: Segment, outputs: Mapping[str, np.ndarray], leaving: np.ndarray, group: Group, result: RunResult
+        self, exit_layer: int, outputs: Mapping[str, np.ndarray], leaving: np.ndarray, group: Group, result: RunResult
     ) -> None:
-        """Writes the answers of those of a group, (R,) bool, that leave at a segment's exit."""
+        """Writes the answers of those of a group, (R,) bool, that leave at an exit."""
         if not leaving.any():
             return
         where = group.order[leaving]
         result.logits[where] = outputs["logits"][leaving]
-        result.exit_layer[where] = segment.exit_layer
+        result.exit_layer[where] = exit_layer
         result.tokens_kept[where] = group.length[leaving]
 
     def _count_nan(self, logits: np.ndarray) -> None:
@@ -213,7 +237,7 @@ class Runtime:
         return outputs, Group(np.arange(len(group.order)), group.order, length, extent)
 
     def _check_point(self, point: OperatingPoint) -> None:
-        exits = tuple(segment.exit_layer for segment in self.segments)
+        exits = (() if self.first_exit is None else (BEFORE,)) + tuple(s.exit_layer for s in self.segments)
         prunes = tuple(layer for segment in self.segments for layer in segment.prune_layers)
         if not set(point.exit_layers) <= set(exits) or not set(point.prune_layers) <= set(prunes):
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint
 from mpcompile.contract.segment import Segment
 
 
@@ -35,9 +35,12 @@ def find_cuts(segments: Sequence[Segment]) -> Cuts:
 
 
 def find_used_cuts(point: OperatingPoint) -> Cuts:
-    """The cuts that change what a point answers: exits that examples may take, prunes that drop tokens."""
+    """The cuts that change what a point answers: exits that examples may take, prunes that drop tokens.
+
+    None of them is the exit before the model, where nothing is cut.
+    """
     last = point.exit_layers[-1]
-    exits = [layer for layer in point.exit_layers if point.threshold_at(layer) > 0.0]
+    exits = [layer for layer in point.exit_layers if layer != BEFORE and point.threshold_at(layer) > 0.0]
     prunes = [layer for layer in point.prune_layers if layer < last and point.keep_ratio_at(layer) < 1.0]
     return Cuts(tuple(exits), tuple(prunes))
 
@@ -46,7 +49,7 @@ def fit_point_maybe(point: OperatingPoint, cuts: Cuts) -> OperatingPoint | None:
     """The same point for engines that are cut elsewhere; None when it uses a cut that they lack."""
     if not cuts.allow(find_used_cuts(point)):
         return None
-    exits = tuple(layer for layer in point.exit_layers if layer in cuts.exit_layers)
+    exits = tuple(layer for layer in point.exit_layers if layer == BEFORE or layer in cuts.exit_layers)
     prunes = tuple(layer for layer in point.prune_layers if layer in cuts.prune_layers)
     thresholds = tuple(point.threshold_at(layer) for layer in exits[:-1])
     return OperatingPoint(exits, thresholds, prunes, tuple(map(point.keep_ratio_at, prunes)), point.precision)

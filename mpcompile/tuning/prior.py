@@ -67,5 +67,6 @@ class Prior:
         point = front_point if cuts_of == "front" else fit_point_maybe(front_point, cuts)
         assert point is not None
         split_tokens = merge_split_tokens(own, self._builder.manifest.split_tokens, cuts)
-        chain = Chain(cuts.exit_layers, tuple(split_scale * tokens for tokens in split_tokens))
+        scaled = tuple(split_scale * tokens for tokens in split_tokens)
+        chain = Chain(cuts.exit_layers, scaled, lambda _: 0.0)  # all variants have the same exit before the model
         return predict_workload(self._cost, chain, point, self._lengths, self._exits[index])

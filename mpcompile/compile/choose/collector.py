@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -105,12 +106,21 @@ class HeldOutAnswers:
         model: the model.
         collector: of its features.
         heads: exit heads, None for no exits.
+        known: logits of the texts at exits that no schedule changes, (N, C) by exit.
     """
 
-    def __init__(self, job: Job, model: Model, collector: Collector, heads: TrainedHeads | ElasticHeads | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        model: Model,
+        collector: Collector,
+        heads: TrainedHeads | ElasticHeads | None,
+        known: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
         self._job, self._model, self._collector, self._heads = job, model, collector, heads
+        self._known = dict(known or {})
         weights = {} if heads is None else {k: v.numpy() for k, v in heads.stack.state_dict().items()}
-        self.heads_digest = digest_arrays(weights)
+        self.heads_digest = digest_arrays({**weights, **{f"exit {k}": v for k, v in self._known.items()}})
 
     def __call__(self, schedule: KeepSchedule, precision: str, index: np.ndarray) -> HeldOut:
         """Answers of the texts at some positions."""
@@ -119,7 +129,8 @@ class HeldOutAnswers:
 
         def compute() -> dict[str, np.ndarray]:
             features = self._collector.run(schedule, index)
-            logits = {} if self._heads is None else self._heads.predict_held_out(features.pooled, index)
+            logits = {exit_layer: values[index] for exit_layer, values in self._known.items()}
+            logits |= {} if self._heads is None else self._heads.predict_held_out(features.pooled, index)
             logits[self._model.num_layers] = features.logits
             return HeldOut.from_logits(schedule, logits, self._model.task).to_arrays()
 

@@ -49,7 +49,8 @@ def choose_on_segments(job: Job, model: Model, target: Target, question: Questio
     held_out = []
     for each in ratios:
         features = chain.collect(part, each)
-        logits = question.heads.predict_held_out(features.pooled)
+        logits = dict(question.logits_before) if chosen.ngrams is not None else {}
+        logits |= question.heads.predict_held_out(features.pooled)
         if chosen.last_exit is None:
             logits[model.num_layers] = features.logits
         held_out.append(HeldOut.from_logits(KeepSchedule(layers, each), logits, part.task))

@@ -12,13 +12,14 @@ from mpcompile.compile.choose.candidates import Candidate, thin
 from mpcompile.compile.choose.collector import Collector, HeldOutAnswers
 from mpcompile.compile.choose.heads import Heads
 from mpcompile.compile.choose.held_out import HeldOut
+from mpcompile.compile.choose.ngrams import NGramExit
 from mpcompile.compile.choose.point_search import PointSearch
 from mpcompile.compile.choose.pricing import Pricer
 from mpcompile.compile.choose.schedules import list_schedules
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.backend import Target
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint
 from mpcompile.cost.model import CostModel
 from mpcompile.store.results import digest_arrays
 from mpcompile.store.source import digest_source
@@ -37,6 +38,7 @@ class Chosen:
         prune_layers: layers that any candidate prunes in.
         last_exit: exit that all candidates end at or before, None for the model's own classifier.
         cost: cost model, calibrated on the model.
+        ngrams: the exit before the model, None where no candidate has it.
     """
 
     candidates: tuple[Candidate, ...]
@@ -44,6 +46,7 @@ class Chosen:
     prune_layers: tuple[int, ...]
     last_exit: int | None
     cost: CostModel
+    ngrams: NGramExit | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Question:
         cost: predicts time.
         target_gain: speed that is wanted, times that of the unpruned engine.
         heads: exit heads, None for no exits.
+        ngrams: the exit before the model, None for none.
         prunes: whether schedules that prune are tried.
     """
 
@@ -62,12 +66,19 @@ class Question:
     cost: CostModel
     target_gain: float
     heads: Heads | None
+    ngrams: NGramExit | None = None
     prunes: bool = True
+
+    @property
+    def logits_before(self) -> dict[int, np.ndarray]:
+        """Logits (N, C) of the exit before the model, by that exit."""
+        return {} if self.ngrams is None else {BEFORE: self.ngrams.held_out}
 
     def price(self, batch_size: int, precision: str) -> Pricer:
         """Prices points in a precision, on texts that come in batches."""
         part = self.part
-        return Pricer(part.truth, part.lengths, self.cost, batch_size, precision, part.task)
+        predict_before_s = None if self.ngrams is None else self.ngrams.predict_s
+        return Pricer(part.truth, part.lengths, self.cost, batch_size, precision, part.task, predict_before_s)
 
 
 def choose_from_texts(job: Job, model: Model, target: Target, question: Question) -> tuple[Chosen, ...]:
@@ -82,22 +93,22 @@ def choose_from_texts(job: Job, model: Model, target: Target, question: Question
     for schedule in collector.schedules if question.prunes else (collector.unpruned,):
         features = collector.collect(schedule)
         logits = heads.predict_held_out(features.pooled) if heads else {}
-        logits = {**logits, model.num_layers: features.logits}
+        logits = {**question.logits_before, **logits, model.num_layers: features.logits}
         held_out.append(HeldOut.from_logits(schedule.measured(features.kept, part.lengths), logits, part.task))
     pricer = question.price(job.settings.batch_size, target.precision)
     if job.settings.trials and question.prunes:
-        answers = HeldOutAnswers(job, model, collector, heads)
+        answers = HeldOutAnswers(job, model, collector, heads, question.logits_before)
         held_out += _search_schedules(
             job, _identify(job, model, target, part, pricer), answers, held_out, pricer, question.target_gain
         )
     with job.progress.stage("search operating points") as stage:
         candidates = PointSearch(held_out, pricer).search(question.target_gain, stage)
     trained = heads.heads if heads else {}
-    best = finish_choice(model.num_layers, question.cost, candidates, trained)
+    best = finish_choice(model.num_layers, question, candidates, trained)
     if not best.prune_layers or not question.prunes or job.settings.selection != "top":
         return (best,)
     plainer = PointSearch(held_out[:1], pricer).search(question.target_gain)
-    return best, finish_choice(model.num_layers, question.cost, plainer, trained)
+    return best, finish_choice(model.num_layers, question, plainer, trained)
 
 
 def _identify(job: Job, model: Model, target: Target, part: TextPart, pricer: Pricer) -> dict[str, str]:
@@ -145,12 +156,19 @@ def choose_without_texts(job: Job, model: Model, target: Target, cost: CostModel
         exit_layer = np.full(1, end[0])
         candidates.append(Candidate(point, float(seconds[0]), np.nan, exit_layer, np.zeros(1, np.int64)))
     ordered = sorted(candidates, key=lambda candidate: -candidate.seconds)
-    return finish_choice(model.num_layers, cost, thin(ordered), {})
+    return _finish(model.num_layers, cost, thin(ordered), {})
 
 
 def finish_choice(
-    num_layers: int, cost: CostModel, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]
+    num_layers: int, question: Question, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]
 ) -> Chosen:
+    """Keeps what the candidates use, see `_finish`, and the exit before the model where one of them uses it."""
+    uses_ngrams = any(BEFORE in candidate.point.exit_layers for candidate in candidates)
+    chosen = _finish(num_layers, question.cost, candidates, heads)
+    return dataclasses.replace(chosen, ngrams=question.ngrams if uses_ngrams else None)
+
+
+def _finish(num_layers: int, cost: CostModel, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]) -> Chosen:
     """Keeps what the candidates use: layers after the deepest exit, unused exits and prunes are not built."""
     used = sorted({layer for candidate in candidates for layer in candidate.point.exit_layers})
     prunes = sorted(
@@ -163,9 +181,9 @@ def finish_choice(
     )
     return Chosen(
         tuple(dataclasses.replace(c, point=keep_prunes(c.point, tuple(prunes))) for c in candidates),
-        {layer: heads[layer] for layer in used if layer < num_layers},
+        {layer: heads[layer] for layer in used if BEFORE < layer < num_layers},
         tuple(prunes),
-        None if used[-1] == num_layers else used[-1],
+        used[-1] if BEFORE < used[-1] < num_layers else None,
         cost,
     )
 

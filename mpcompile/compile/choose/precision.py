@@ -18,6 +18,7 @@ from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.deployed import choose_on_segments
 from mpcompile.compile.choose.heads import Heads, train_heads
+from mpcompile.compile.choose.ngrams import teach_ngrams
 from mpcompile.compile.choose.points import Chosen, Question, choose_from_texts
 from mpcompile.compile.job import Job, Model, in_precision
 from mpcompile.compile.measure.front import GAIN_BATCHES, Baseline, Pace, measure_engine_gains
@@ -113,10 +114,12 @@ def choose_precision(
         names = model.captured.input_names
         baselines[name] = Baseline(pace.original, pace.num_threads, unpruned, point, workload, names)
     gains = measure_engine_gains(job.progress, baselines)
+    fastest_first = sorted(zip(gains, baselines.items(), strict=True), key=lambda row: -row[0])
+    ngrams = teach_ngrams(job, model, parts, {name: baseline.unpruned for _, (name, baseline) in fastest_first})
     questions = []
     for name, gain in zip(precisions, gains, strict=True):
         cost = measure_cost_model(job, model, in_precision(target, name), baselines[name].unpruned, traffic.length)
-        questions.append(Question(part, cost, settings.target_speedup / gain, heads))
+        questions.append(Question(part, cost, settings.target_speedup / gain, heads, ngrams))
 
     def choose(index: int, *, prunes: bool) -> Offer:
         ours = in_precision(target, precisions[index])

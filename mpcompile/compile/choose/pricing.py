@@ -8,7 +8,9 @@ Shapes: N texts.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.exit_thresholds import ExitTable, search_thresholds
 from mpcompile.compile.choose.held_out import HeldOut
-from mpcompile.contract.operating_point import OperatingPoint, count_left
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint, count_left
 from mpcompile.contract.task import Task
 from mpcompile.cost.expected import predict_whole
 from mpcompile.cost.model import CostModel
@@ -38,6 +40,7 @@ class Pricer:
         batch_size: examples that run together; a text's time is its share of such a batch.
         precision: of the points.
         task: says which answers are wrong.
+        predict_before_s: gives the seconds that the exit before the model takes for so many texts, None without it.
     """
 
     truth: np.ndarray
@@ -46,6 +49,7 @@ class Pricer:
     batch_size: int
     precision: str
     task: Task
+    predict_before_s: Callable[[float], float] | None = None
 
     @property
     def full_s(self) -> float:
@@ -54,7 +58,7 @@ class Pricer:
 
     def take(self, index: np.ndarray) -> Pricer:
         """The pricer of the texts at some positions."""
-        return Pricer(self.truth[index], self.lengths[index], self.cost, self.batch_size, self.precision, self.task)
+        return dataclasses.replace(self, truth=self.truth[index], lengths=self.lengths[index])
 
     def table(self, held_out: HeldOut, exits: tuple[int, ...], prunes: tuple[int, ...]) -> ExitTable:
         """What happens to each text in a chain of engines that ends at some exits and can prune at some layers.
@@ -64,7 +68,14 @@ class Pricer:
         ratios = dict(zip(held_out.schedule.prune_layers, held_out.schedule.keep_ratios, strict=True))
         point = OperatingPoint(exits[-1:], (), prunes, tuple(ratios.get(layer, 1.0) for layer in prunes))
         length, elapsed, seconds, calls = self.lengths, np.zeros(len(self.lengths)), [], []
-        for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *exits))):
+        if exits[0] == BEFORE:
+            assert self.predict_before_s is not None
+            call_s = self.predict_before_s(0.0)
+            elapsed = elapsed + (self.predict_before_s(self.batch_size) - call_s) / self.batch_size
+            seconds.append(elapsed)
+            calls.append(call_s)
+        of_model = [layer for layer in exits if layer != BEFORE]
+        for index, (first, exit_layer) in enumerate(itertools.pairwise((0, *of_model))):
             segment = (index == 0, first, exit_layer)
             taken = self.cost.predict_segment(*segment, float(self.batch_size), length, point)
             call_s, _ = self.cost.predict_call(*segment, int(np.median(length)), point)

@@ -211,7 +211,12 @@ def _describe(
     full = OperatingPoint((cost.work.num_layers,))
     flops = cost.count_flops(all_lengths, candidate.point, all_exits).sum()
     full_flops = cost.count_flops(all_lengths, full, np.full_like(all_exits, cost.work.num_layers)).sum()
-    cuts = Chain(tuple(s.exit_layer for s in chain.runtime.segments), chain.runtime.split_tokens)
+    ngrams = chain.chosen.ngrams
+    cuts = Chain(
+        tuple(s.exit_layer for s in chain.runtime.segments),
+        chain.runtime.split_tokens,
+        None if ngrams is None else ngrams.predict_s,
+    )
     accuracy, agreement, drop = _losses(candidate, part)
     return MeasuredPoint(
         point=candidate.point,
@@ -222,7 +227,7 @@ def _describe(
         agreement=agreement,
         drop=drop,
         flops_ratio=float(full_flops / flops),
-        mean_exit_layer=float(all_exits.mean()),
+        mean_exit_layer=float(np.maximum(all_exits, 0).mean()),
         noise=measure_noise(original, measured),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.fx import Interpreter, Node
 
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint
 from mpcompile.contract.segment import Segment
 from mpcompile.runtime.runtime import Runtime
 from passes.encoder import PRUNES
@@ -40,6 +40,8 @@ def trace_tokens(
     Returns:
         (S,) int64, -1 where the token is kept until the answer.
     """
+    if exit_layer == BEFORE:
+        return follow_kept({}, inputs["input_ids"].shape[1])
     engines = [_TracingEngine(segment) for segment in segments]
     runtime = Runtime(segments, engines, num_labels, [np.inf] * len(segments))
     runtime.run(inputs, dataclasses.replace(point, exit_layers=(exit_layer,), exit_thresholds=()))

@@ -50,6 +50,7 @@ class Texts:
         timing: to be timed, without the original's answers: on texts that heads were trained on more leave early than
             on others. None where there are too few texts.
         num_given: texts that they were drawn from.
+        teaching: for teaching what reads no hidden states, without the original's answers, None without any.
         spare: texts beyond `max_texts`, from which the certificate takes what it lacks.
         has_unseen: whether all but those for training are texts that the original was not fine-tuned on, as the user
             says.
@@ -60,15 +61,16 @@ class Texts:
     training: TextPart | None = None
     timing: TextPart | None = None
     num_given: int = 0
+    teaching: TextPart | None = None
     spare: Examples | None = None
     has_unseen: bool = False
 
     @property
     def taught(self) -> Examples:
-        """The texts that heads are trained on."""
-        part = self.choosing if self.training is None else self.training
-        assert part.examples is not None
-        return part.examples
+        """The texts that exits are taught on."""
+        parts = (self.training or self.choosing, self.teaching)
+        every = [part.examples for part in parts if part is not None and part.examples is not None]
+        return functools.reduce(Examples.join, every)
 
     @property
     def timed(self) -> TextPart:
@@ -225,11 +227,14 @@ def split_texts(
     elif num_timed:
         cut -= num_timed
         timing = part.take(np.arange(cut, cut + num_timed))
-    training = None
-    start = 0
+    training, start = None, 0
+    # What the certificate may need stays.
+    rest, more = np.split(rest, [min(len(rest), 0 if settings.max_drop is None else settings.max_texts)])
+    teaching = source.take(more)
     if held_out is not None:
-        learned, _ = _draw(settings, examples, "texts")
+        learned, more = _draw(settings, examples, "texts")
         training = encode_examples(tokenizer, model, examples.take(learned), "texts")
+        teaching = examples.take(np.concatenate([more, learned]))
     elif settings.adapt == "finetune":
         start = round(TRAINING_SHARE * cut)
         training = part.take(np.arange(start))
@@ -238,6 +243,7 @@ def split_texts(
         certifying=certifying,
         training=training,
         timing=timing,
+        teaching=encode_examples(tokenizer, model, teaching, "texts") if len(teaching) else None,
         num_given=len(source),
         spare=source.take(rest) if len(rest) else None,
         has_unseen=held_out is not None,

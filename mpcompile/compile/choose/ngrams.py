@@ -1,0 +1,156 @@
+"""The exit before the model, as points are chosen with it: taught, answered on texts that it was not taught on, timed.
+
+Shapes: N texts for choosing, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from mpcompile.compile.adapt.ngrams import Grams, train_ngrams
+from mpcompile.compile.job import Job, Model
+from mpcompile.compile.reference import unpruned_point
+from mpcompile.compile.texts.parts import TextPart, Texts
+from mpcompile.cost.timing import measure_interleaved
+from mpcompile.runtime.ngrams import FirstExit, NGramClassifier
+from mpcompile.runtime.runtime import Runtime
+from mpcompile.runtime.tokens import TokenIds, batches_by_length
+
+BATCH_SIZE = 32
+CHUNK = 2048
+"""Texts that are answered between two looks at the clock, and kept together."""
+NUM_COMPARED, MOST_OTHER = 256, 0.02
+"""Texts, and share of them, that an engine may answer otherwise than the original and still teach."""
+NUM_FOLDS = 4
+TIMED_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class NGramExit:
+    """An exit before the model.
+
+    Attributes:
+        first_exit: what is deployed.
+        held_out: logits on the texts for choosing, each by a classifier that was not taught on the text, (N, C).
+        call_s: seconds of a call, whatever it holds.
+        text_s: seconds of each text in it.
+    """
+
+    first_exit: FirstExit
+    held_out: np.ndarray
+    call_s: float
+    text_s: float
+
+    def predict_s(self, batch_size: float) -> float:
+        """Seconds of a batch."""
+        return self.call_s + self.text_s * batch_size
+
+
+def teach_ngrams(job: Job, model: Model, parts: Texts, engines: Mapping[str, Runtime]) -> NGramExit | None:
+    """Teaches a classifier of n-grams what the model answers, None where exits are not wanted or there are no classes.
+
+    Args:
+        job: settings, store and progress.
+        model: the original.
+        parts: the texts; those that nothing else needs are taught on, for `teach_minutes` at most.
+        engines: the whole model by precision, the fastest first.
+    """
+    if not job.settings.exits or job.settings.adapt == "none" or not model.task.has_exits:
+        return None
+    choosing = parts.choosing
+    assert choosing.original is not None
+    taught, logits = _ask_engine(job, model, parts, engines)
+    multi_label, tokenizer = model.task.kind == "multi_label", choosing.tokenizer
+    with job.progress.stage("teach the exit before the model") as stage:
+        ours = Grams.count(tokenizer, choosing.encoded)
+        if len(taught) >= len(choosing.encoded):
+            classifier = train_ngrams(Grams.count(tokenizer, taught), logits, multi_label, stage)
+            held_out = _answer(classifier, choosing)
+        else:
+            every = ours if not taught else ours.join(Grams.count(tokenizer, taught))
+            targets = np.concatenate([choosing.original, logits])
+            classifier, held_out = _cross_fit(every, targets, choosing, multi_label, job.settings.seed)
+    call_s, text_s = _time(FirstExit(classifier, model.task), choosing)
+    return NGramExit(FirstExit(classifier, model.task), held_out, call_s, text_s)
+
+
+def _ask_engine(
+    job: Job, model: Model, parts: Texts, engines: Mapping[str, Runtime]
+) -> tuple[Sequence[TokenIds], np.ndarray]:
+    """Texts, as many as there is time for, and the answers of the fastest engine that agrees with the original."""
+    empty, part = np.zeros((0, model.captured.num_labels), np.float32), parts.teaching
+    if part is None or job.settings.teach_minutes == 0.0:
+        return (), empty
+    precision = _find_teacher(model, parts.choosing, engines)
+    engine, point = engines[precision], unpruned_point(model, precision)
+    started, logits = time.monotonic(), [empty]
+    with job.progress.stage("answers to teach on") as stage:
+        for start in range(0, len(part.encoded), CHUNK):
+            chunk = part.take(np.arange(start, min(start + CHUNK, len(part.encoded))))
+            key = {"kind": "taught", "model": model.digest, "texts": chunk.digest, "precision": precision}
+            answers = job.store.fetch(key, lambda chunk=chunk: {"logits": chunk.answer(engine, point).logits})
+            logits.append(answers["logits"])
+            stage((start + len(chunk.encoded)) / len(part.encoded))
+            if time.monotonic() - started > 60.0 * job.settings.teach_minutes:
+                break
+    found = np.concatenate(logits)
+    return part.encoded[: len(found)], found
+
+
+def _find_teacher(model: Model, choosing: TextPart, engines: Mapping[str, Runtime]) -> str:
+    """The precision of the first engine that answers some texts as the original does, else of the last one."""
+    some = choosing.take(np.arange(min(NUM_COMPARED, len(choosing.encoded))))
+    for precision, engine in engines.items():
+        answers = model.task.answers(some.answer(engine, unpruned_point(model, precision)).logits)
+        if model.task.differs(answers, some.original_answer).mean() <= MOST_OTHER:
+            break
+    return precision
+
+
+def _cross_fit(
+    grams: Grams, targets: np.ndarray, choosing: TextPart, multi_label: bool, seed: int
+) -> tuple[NGramClassifier, np.ndarray]:
+    """A classifier taught on all texts, and logits of the first ones, those for choosing, by others not taught on them.
+
+    Args:
+        grams: of the texts for choosing, and of more.
+        targets: logits of the model on them.
+        choosing: the texts for choosing.
+        multi_label: whether each label holds by itself.
+        seed: of the parts.
+    """
+    count = len(choosing.encoded)
+    folds = np.full(len(targets), -1)
+    folds[:count] = np.random.default_rng(seed).permutation(count) % NUM_FOLDS
+    held_out = np.empty((count, targets.shape[1]), np.float32)
+    for fold in range(NUM_FOLDS):
+        others, own = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        classifier = train_ngrams(grams.take(others), targets[others], multi_label)
+        held_out[own] = _answer(classifier, choosing.take(own))
+    return train_ngrams(grams, targets, multi_label), held_out
+
+
+def _answer(classifier: NGramClassifier, part: TextPart) -> np.ndarray:
+    """Logits of texts, (N, C)."""
+    logits = np.empty((len(part.encoded), len(classifier.bias)), np.float32)
+    for batch in batches_by_length([len(tokens) for tokens in part.encoded], BATCH_SIZE):
+        logits[batch] = classifier(part.pad(batch))
+    return logits
+
+
+def _time(first_exit: FirstExit, part: TextPart) -> tuple[float, float]:
+    """Seconds of a call, and of each text in it."""
+    order, calls = np.random.default_rng(0).permutation(len(part.encoded)), {}
+    for size in (1, BATCH_SIZE):
+        starts = range(0, max(min(TIMED_BATCHES * size, len(order) - size), 1), size)
+        batches = [part.pad(order[start : start + size]) for start in starts]
+        calls[size] = [partial(first_exit, batch) for batch in batches]
+    timings = measure_interleaved({str(size): each for size, each in calls.items()}, runs=3)
+    one, many = timings["1"].median_s, timings[str(BATCH_SIZE)].median_s
+    text_s = max(many - one, 0.0) / (BATCH_SIZE - 1)
+    return max(one - text_s, 0.0), text_s
