@@ -18,6 +18,7 @@ from mpcompile.errors import MpcompileError
 from mpcompile.report.report import Report
 from mpcompile.report.tables import render
 from mpcompile.runtime.artifact import REPORT, read_manifest
+from mpcompile.runtime.ngrams import NGRAMS
 
 PACKAGES = ("mpcompile", *OF_BACKENDS, "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -40,6 +41,8 @@ def describe_artifact(directory: Path) -> str:
     table = Table(title=f"segments ({values['backend']})", title_justify="left")
     for name in ("segment", "runs to layer", "prunes in", "precision", "MiB"):
         table.add_column(name)
+    if NGRAMS in values["bytes"]:
+        table.add_row("n-grams", "before the model", "-", "f16", f"{values['bytes'][NGRAMS] / 2**20:.1f}")
     for segment in values["segments"]:
         size = values["bytes"][f"engines/{segment['index']}.plan"]
         prunes = " ".join(map(str, segment["prune_layers"])) or "-"

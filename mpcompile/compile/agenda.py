@@ -17,6 +17,8 @@ of the points that are tested."""
 FRONT = 14.0
 """Times the seconds that a run of the original takes beyond `BLOCK_S`: four runs, in which all points together take as
 long as two and a half originals."""
+TEACH = 0.25
+"""The same for answers to teach on, by the fastest engine: int8 on a CPU that multiplies in int8."""
 LEAST, MOST = 0.5, 1.5
 """Shares of the estimate that are said, for what the factors differ by from model to model."""
 
@@ -39,6 +41,8 @@ def estimate_seconds(
     asked = choosing + held_out + _count(parts.training) + _count(on_test)
     seconds = FIXED_S + text_s * (ANSWER * asked + CHOOSE * choosing + CERTIFY * held_out)
     seconds += FRONT * max(pace.batch_s * pace.num_batches - BLOCK_S, 0.0)
+    if settings.exits:
+        seconds += min(TEACH * text_s * _count(parts.teaching), 60.0 * settings.teach_minutes)
     more = 0
     if settings.max_drop is not None and parts.spare is not None:
         more = min(len(parts.spare), settings.max_texts)
@@ -57,6 +61,7 @@ def describe_agenda(settings: Settings, pace: Pace, parts: Texts | None, on_test
     sizes = {
         "to train on": _count(parts.training),
         "to choose points on": _count(parts.choosing),
+        "to teach exits on": _count(parts.teaching) if settings.exits else 0,
         "to time": _count(parts.timing),
         "held out": _count(parts.certifying),
         "to test": _count(on_test),

@@ -201,7 +201,7 @@ def _ask(job: Job, model: Model, target: Target, parts: Texts) -> Texts:
     certifying = ask_original(job, model, target, parts.certifying, "held-out texts")
     task = model.task.calibrated(choosing.original_answer)
     training = parts.training
-    if training is not None and (job.settings.exits or job.settings.adapt == "finetune"):
+    if training is not None and job.settings.adapt == "finetune":  # heads alone may be taught on other texts
         training = ask_original(job, model, target, training, "training")
     return dataclasses.replace(
         parts,

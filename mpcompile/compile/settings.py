@@ -92,8 +92,8 @@ class Settings(Options):
     )
     max_texts: int = option(4000, "more texts than these are sampled", whole(16, 10**7))
     teach_minutes: float = option(
-        3.0,
-        "minutes that texts which nothing else needs are answered for, to teach the exit before the model",
+        0.0,
+        "minutes that more texts are answered for, to teach exits on, one before the model among them; 0 for none",
         number(0.0, 600.0, "such as 3"),
     )
     seed: int = option(0, "seed of everything random", whole(0, 2**32 - 1))

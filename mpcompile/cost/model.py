@@ -13,6 +13,9 @@ from mpcompile.cost.rates import Rates
 from mpcompile.cost.regions import GraphWork, Part, Size
 from mpcompile.cost.roofline import predict_region
 
+GRAMS_PER_TOKEN = 3
+"""The exit before the model reads each token, each pair and each triple of neighbours."""
+
 
 @dataclass(frozen=True)
 class CostModel:
@@ -113,12 +116,14 @@ class CostModel:
         Args:
             seq_len: tokens of each example, (N,).
             point: exits and keep ratios.
-            exit_layer: where each example leaves, (N,); before the model what it costs is not counted.
+            exit_layer: where each example leaves, (N,); before the model an addition for each gram is counted.
             num_kept: by layer that prunes, tokens that each example has left after it, (N,), where they were
                 counted; otherwise they follow from the keep ratios.
         """
         one, length = np.float64(1), np.asarray(seq_len, np.float64)
         flops = (exit_layer > BEFORE) * self.work.embeddings.count_flops(one, length)
+        if BEFORE in point.exit_layers:
+            flops = flops + GRAMS_PER_TOKEN * length
         for layer in range(self.work.num_layers + 1):
             if layer in point.exit_layers:
                 head = self.work.classifier if layer == self.work.num_layers else self.work.exits[layer]

@@ -3,7 +3,7 @@
 Four of five news items name their subject: single tokens, pairs and triples of neighbours, weighted by how rare they
 are, say what the whole model would answer. Imports no torch.
 
-Shapes: B texts, S tokens, G = 3S - 3 grams of a text, F grams that are known, C classes.
+Shapes: B texts or pairs, S tokens, G grams of a text (3S - 3, of a pair more), F grams that are known, C classes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ NO_GRAM = 2**BITS
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
 """Odd numbers whose bits are spread: a product's high bits depend on all bits of what is multiplied."""
 _SHIFT = np.uint64(64 - BITS)
+OVERLAP_GRAMS = 16
+"""What two texts share is told by so many grams, eight times the same two, lest it drown in the others."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,10 @@ class NGramClassifier:
     bias: np.ndarray
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Logits (B, C) fp32 of input_ids and attention_mask, (B, S) int64."""
-        rows = self._row_of[hash_grams(inputs["input_ids"], inputs["attention_mask"])]
-        total = self._table[rows].sum(axis=1)
+        """Logits (B, C) fp32 of input_ids, attention_mask and, of pairs, token_type_ids, (B, S) int64."""
+        rows = self._row_of.take(hash_grams(inputs))
+        # `take` and a product are five times faster than indexing and a sum.
+        total = (np.ones((1, rows.shape[1]), np.float32) @ self._table.take(rows, axis=0))[:, 0]
         logits: np.ndarray = total[:, :-1] / np.sqrt(total[:, -1:]) + self.bias
         return logits
 
@@ -97,21 +100,51 @@ class FirstExit:
         return {"logits": logits, "entropy": self.task.entropy(logits).astype(np.float32)}
 
 
-def hash_grams(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+def hash_grams(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Hashes of the tokens, the pairs and the triples of neighbours of each text, (B, G) int64 below 2^`BITS`.
 
-    Grams that reach into padding are `NO_GRAM`.
+    Of two texts, told apart by their token types, what they share follows, see `hash_overlap`. Grams that reach into
+    padding are `NO_GRAM`.
 
     Args:
-        input_ids, attention_mask: (B, S) integers.
+        inputs: input_ids and attention_mask, (B, S) integers, and token_type_ids where there are some.
     """
+    input_ids, is_real = inputs["input_ids"], inputs["attention_mask"] != 0
     one = input_ids.astype(np.uint64) * _MIX[0]
     two = one[:, :-1] * _MIX[1] + one[:, 1:]
     three = two[:, :-1] * _MIX[2] + one[:, 2:]
     hashes = (np.concatenate([one, two, three], axis=1) >> _SHIFT).astype(np.int64)
-    is_real = attention_mask != 0
     if not is_real.all():
         pairs = is_real[:, :-1] & is_real[:, 1:]
         triples = pairs[:, :-1] & is_real[:, 2:]
         hashes[~np.concatenate([is_real, pairs, triples], axis=1)] = NO_GRAM
+    is_second = is_real & (inputs.get("token_type_ids", np.zeros_like(input_ids)) != 0)
+    if not is_second.any():
+        return hashes
+    return np.concatenate([hashes, hash_overlap(input_ids, is_real & ~is_second, is_second)], axis=1)
+
+
+def hash_overlap(input_ids: np.ndarray, is_first: np.ndarray, is_second: np.ndarray) -> np.ndarray:
+    """Hashes of what two texts share, (B, S + `OVERLAP_GRAMS`) int64, and `NO_GRAM` for a text alone.
+
+    A gram for each token that both have, that only the first has and that only the second has; and the shares of
+    either's tokens that the other has, in tenths.
+
+    Args:
+        input_ids: (B, S) integers.
+        is_first, is_second: which tokens are of which text, (B, S) bool.
+    """
+    is_same = (input_ids[:, :, None] == input_ids[:, None, :]) & is_first[:, :, None] & is_second[:, None, :]
+    in_second, in_first = is_same.any(2), is_same.any(1)
+    place = np.where(is_first, np.where(in_second, 1, 2), 3).astype(np.uint64)
+    tokens = (input_ids.astype(np.uint64) * _MIX[0] + place) * _MIX[1]
+    is_gram = (is_first | (is_second & ~in_first)) & is_second.any(1, keepdims=True)
+    shares = [
+        10 * (found & of).sum(1, keepdims=True) // np.maximum(of.sum(1, keepdims=True), 1)
+        for found, of in ((in_second, is_first), (in_first, is_second))
+    ]
+    told = np.concatenate([shares[0] + 100, shares[1] + 200], axis=1).astype(np.uint64) * _MIX[2]
+    hashes = (np.concatenate([tokens, np.repeat(told, OVERLAP_GRAMS // 2, axis=1)], axis=1) >> _SHIFT).astype(np.int64)
+    is_told = np.repeat(is_second.any(1, keepdims=True), OVERLAP_GRAMS, axis=1)
+    hashes[~np.concatenate([is_gram, is_told], axis=1)] = NO_GRAM
     return hashes

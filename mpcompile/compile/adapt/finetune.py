@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mpcompile.compile.adapt.elastic import Elastic, ElasticHeads, train_elastic
-from mpcompile.compile.adapt.frozen import train_exit_heads
+from mpcompile.compile.adapt.frozen import name_head_weights, read_heads, train_exit_heads
 from mpcompile.compile.adapt.lesson import ElasticSettings, Lesson, Start, TaughtTexts
 from mpcompile.compile.adapt.losses import find_loss
 from mpcompile.compile.adapt.token_thresholds import Pyramid, ThresholdSettings, train_thresholds
@@ -109,15 +107,8 @@ def train_first_heads(job: Job, model: Model, target: Target, part: TextPart) ->
         "exits": exit_layers,
         "seed": job.settings.seed,
     }
-    arrays = job.store.fetch(key, lambda: _name_arrays(_compute_heads(job, model, target, part, exit_layers)))
-    heads = {}
-    for layer in exit_layers:
-        head = ExitHead(
-            model.captured.hidden_size, model.captured.num_labels, multi_label=model.task.kind == "multi_label"
-        )
-        head.load_state_dict({name: torch.from_numpy(arrays[f"{layer}.{name}"]) for name in head.state_dict()})
-        heads[layer] = head.eval().requires_grad_(False)
-    return heads
+    arrays = job.store.fetch(key, lambda: name_head_weights(_compute_heads(job, model, target, part, exit_layers)))
+    return read_heads(arrays, exit_layers, model.captured.hidden_size, model.task)
 
 
 def _compute_heads(
@@ -129,10 +120,4 @@ def _compute_heads(
     with job.progress.stage("features for training") as stage:
         features = collector.collect(part.encoded, KeepSchedule((), ()), stage)
     with job.progress.stage("train exit heads") as stage:
-        return train_exit_heads(features.pooled, part.original, 2, job.settings.seed, stage, model.task).heads
-
-
-def _name_arrays(heads: Mapping[int, ExitHead]) -> dict[str, np.ndarray]:
-    return {
-        f"{layer}.{name}": value.numpy() for layer, head in heads.items() for name, value in head.state_dict().items()
-    }
+        return train_exit_heads(features.pooled, part.original, 0, job.settings.seed, stage, model.task).heads

@@ -5,7 +5,7 @@ Shapes: N texts, M off-ramps, F folds, D hidden size, C classes, W head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ def train_exit_heads(
     Args:
         features: by exit layer, pooled features (N, 2D) as `passes.ops.pool_features` gives them.
         teacher_logits: of the model itself, (N, C).
-        num_folds: parts for cross-fitting, at least 2.
+        num_folds: parts for cross-fitting, at least 2; 0 for none, where answers are read on other texts.
         seed: of initialisation, order and folds.
         on_step: called after each step with the share of steps done, (0, 1].
         task: whether one label holds (None: so) or each by itself.
@@ -87,12 +87,39 @@ def train_exit_heads(
     teacher = torch.from_numpy(teacher_logits.astype(np.float32))
     targets = torch.sigmoid(teacher) if multi_label else torch.softmax(teacher, dim=-1)
     generator = torch.Generator().manual_seed(seed)
-    folds = torch.randperm(len(targets), generator=generator) % num_folds
+    everyone = torch.randperm(len(targets), generator=generator)
+    folds = everyone % num_folds if num_folds else torch.full_like(everyone, -1)
     stack = HeadStack(inputs, num_folds + 1, targets.shape[-1], generator, multi_label)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
         _fit(stack, inputs, targets, folds, generator, on_step)
     return TrainedHeads({layer: stack.extract(i) for i, layer in enumerate(layers)}, folds, stack)
+
+
+def name_head_weights(heads: Mapping[int, ExitHead]) -> dict[str, np.ndarray]:
+    """Weights of heads as named arrays, for the store."""
+    return {
+        f"{layer}.{name}": value.numpy() for layer, head in heads.items() for name, value in head.state_dict().items()
+    }
+
+
+def read_heads(
+    arrays: Mapping[str, np.ndarray], exit_layers: Sequence[int], size: int, task: Task
+) -> dict[int, ExitHead]:
+    """The heads whose weights `name_head_weights` named.
+
+    Args:
+        arrays: by name.
+        exit_layers: of the heads.
+        size: D.
+        task: of the model.
+    """
+    heads = {}
+    for layer in exit_layers:
+        head = ExitHead(size, task.num_outputs, multi_label=task.kind == "multi_label")
+        head.load_state_dict({name: torch.from_numpy(arrays[f"{layer}.{name}"]) for name in head.state_dict()})
+        heads[layer] = head.eval().requires_grad_(False)
+    return heads
 
 
 class HeadStack(nn.Module):

@@ -22,6 +22,8 @@ MAX_STEPS = 60
 """Of L-BFGS."""
 LEAST_TEXTS = 2
 """Texts that a gram must occur in: what one text alone has tells nothing of others."""
+MOST_WEIGHTS = 2**23
+"""Grams times classes; of more, the grams are left out that the fewest texts have."""
 BATCH_SIZE = 1024
 
 
@@ -41,7 +43,7 @@ class Grams:
         rows, columns = [], []
         for start in range(0, len(encoded), BATCH_SIZE):
             padded = tokenizer.pad(encoded[start : start + BATCH_SIZE])
-            hashes = hash_grams(padded["input_ids"], padded["attention_mask"])
+            hashes = hash_grams(padded)
             row, column = np.nonzero(hashes != NO_GRAM)
             rows.append(row + start)
             columns.append(hashes[row, column])
@@ -71,16 +73,23 @@ def train_ngrams(
         teacher_logits: of the model, (N, C).
         multi_label: whether each label holds by itself.
         on_step: called after each step with the share done, (0, 1].
+
+    Returns:
+        Weights that are fp16 numbers, as they are saved.
     """
     in_texts = np.bincount(grams.counts.indices, minlength=NO_GRAM)
     slots = np.flatnonzero(in_texts >= min(LEAST_TEXTS, len(teacher_logits)))
+    commonest = np.argsort(-in_texts[slots], kind="stable")[: MOST_WEIGHTS // teacher_logits.shape[1]]
+    slots = slots[np.sort(commonest)]
     counts = grams.counts[:, slots]
     rareness = np.log((1.0 + counts.shape[0]) / (1.0 + in_texts[slots])) + 1.0
     length = np.sqrt(np.maximum(counts @ rareness**2, 1e-12))
     inputs = scipy.sparse.diags(1.0 / length) @ counts @ scipy.sparse.diags(rareness)
     weight, bias = _fit(inputs.tocsr().astype(np.float32), teacher_logits, multi_label, on_step)
-    weight = (weight * rareness[:, None]).astype(np.float32)
-    return NGramClassifier(slots.astype(np.int32), weight, rareness.astype(np.float32), bias.astype(np.float32))
+    weight, rareness = (
+        values.astype(np.float16).astype(np.float32) for values in (weight * rareness[:, None], rareness)
+    )
+    return NGramClassifier(slots.astype(np.int32), weight, rareness, bias.astype(np.float32))
 
 
 def _fit(

@@ -53,6 +53,12 @@ class Features:
         return cls(arrays["logits"], pooled, kept)
 
 
+def join_features(parts: Sequence[Features]) -> Features:
+    """The texts of the first part, then those of the second, and so on."""
+    arrays = [part.to_arrays() for part in parts]
+    return Features.from_arrays({name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
+
+
 class FeatureCollector:
     """One engine of the whole model that returns features at every off-ramp.
 

@@ -13,17 +13,17 @@ from functools import partial
 import numpy as np
 
 from mpcompile.compile.adapt.ngrams import Grams, train_ngrams
+from mpcompile.compile.choose.heads import CHUNK, TEACH_SHARE
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.reference import unpruned_point
 from mpcompile.compile.texts.parts import TextPart, Texts
+from mpcompile.contract.operating_point import OperatingPoint
 from mpcompile.cost.timing import measure_interleaved
 from mpcompile.runtime.ngrams import FirstExit, NGramClassifier
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.runtime.tokens import TokenIds, batches_by_length
 
 BATCH_SIZE = 32
-CHUNK = 2048
-"""Texts that are answered between two looks at the clock, and kept together."""
 NUM_COMPARED, MOST_OTHER = 256, 0.02
 """Texts, and share of them, that an engine may answer otherwise than the original and still teach."""
 NUM_FOLDS = 4
@@ -37,12 +37,14 @@ class NGramExit:
     Attributes:
         first_exit: what is deployed.
         held_out: logits on the texts for choosing, each by a classifier that was not taught on the text, (N, C).
+        num_taught: texts that it was taught on.
         call_s: seconds of a call, whatever it holds.
         text_s: seconds of each text in it.
     """
 
     first_exit: FirstExit
     held_out: np.ndarray
+    num_taught: int
     call_s: float
     text_s: float
 
@@ -51,55 +53,76 @@ class NGramExit:
         return self.call_s + self.text_s * batch_size
 
 
-def teach_ngrams(job: Job, model: Model, parts: Texts, engines: Mapping[str, Runtime]) -> NGramExit | None:
-    """Teaches a classifier of n-grams what the model answers, None where exits are not wanted or there are no classes.
+def teach_ngrams(
+    job: Job, model: Model, parts: Texts, engines: Mapping[str, Runtime], known: np.ndarray
+) -> NGramExit | None:
+    """Teaches a classifier of n-grams what the model answers; None where that is not wanted or there are no classes.
 
     Args:
         job: settings, store and progress.
         model: the original.
         parts: the texts; those that nothing else needs are taught on, for `teach_minutes` at most.
         engines: the whole model by precision, the fastest first.
+        known: logits of the first of the texts to teach on, (M, C).
     """
-    if not job.settings.exits or job.settings.adapt == "none" or not model.task.has_exits:
+    settings = job.settings
+    if not settings.exits or not settings.teach_minutes or settings.adapt == "none" or not model.task.has_exits:
         return None
     choosing = parts.choosing
     assert choosing.original is not None
-    taught, logits = _ask_engine(job, model, parts, engines)
+    taught, logits = _ask_engines(job, model, parts, engines, known)
     multi_label, tokenizer = model.task.kind == "multi_label", choosing.tokenizer
     with job.progress.stage("teach the exit before the model") as stage:
         ours = Grams.count(tokenizer, choosing.encoded)
         if len(taught) >= len(choosing.encoded):
-            classifier = train_ngrams(Grams.count(tokenizer, taught), logits, multi_label, stage)
+            num_taught, classifier = (
+                len(taught),
+                train_ngrams(Grams.count(tokenizer, taught), logits, multi_label, stage),
+            )
             held_out = _answer(classifier, choosing)
         else:
             every = ours if not taught else ours.join(Grams.count(tokenizer, taught))
             targets = np.concatenate([choosing.original, logits])
             classifier, held_out = _cross_fit(every, targets, choosing, multi_label, job.settings.seed)
+            num_taught = len(targets)
     call_s, text_s = _time(FirstExit(classifier, model.task), choosing)
-    return NGramExit(FirstExit(classifier, model.task), held_out, call_s, text_s)
+    return NGramExit(FirstExit(classifier, model.task), held_out, num_taught, call_s, text_s)
 
 
-def _ask_engine(
-    job: Job, model: Model, parts: Texts, engines: Mapping[str, Runtime]
+def _ask_engines(
+    job: Job, model: Model, parts: Texts, engines: Mapping[str, Runtime], known: np.ndarray
 ) -> tuple[Sequence[TokenIds], np.ndarray]:
-    """Texts, as many as there is time for, and the answers of the fastest engine that agrees with the original."""
-    empty, part = np.zeros((0, model.captured.num_labels), np.float32), parts.teaching
-    if part is None or job.settings.teach_minutes == 0.0:
-        return (), empty
-    precision = _find_teacher(model, parts.choosing, engines)
-    engine, point = engines[precision], unpruned_point(model, precision)
-    started, logits = time.monotonic(), [empty]
-    with job.progress.stage("answers to teach on") as stage:
-        for start in range(0, len(part.encoded), CHUNK):
-            chunk = part.take(np.arange(start, min(start + CHUNK, len(part.encoded))))
-            key = {"kind": "taught", "model": model.digest, "texts": chunk.digest, "precision": precision}
-            answers = job.store.fetch(key, lambda chunk=chunk: {"logits": chunk.answer(engine, point).logits})
-            logits.append(answers["logits"])
-            stage((start + len(chunk.encoded)) / len(part.encoded))
-            if time.monotonic() - started > 60.0 * job.settings.teach_minutes:
-                break
-    found = np.concatenate(logits)
+    """Texts, as many as there is time for, and answers: known ones, then of the fastest engine that agrees enough."""
+    part, minutes = parts.teaching, job.settings.teach_minutes
+    if part is None:
+        return (), known
+    key = {"kind": "taught", "model": model.digest, "texts": part.digest, "minutes": minutes, "known": len(known)}
+    found = job.store.fetch(key, lambda: {"logits": _ask_in_time(job, model, parts, engines, known)})["logits"]
     return part.encoded[: len(found)], found
+
+
+def _ask_in_time(job: Job, model: Model, parts: Texts, engines: Mapping[str, Runtime], known: np.ndarray) -> np.ndarray:
+    """Logits of the known texts and of those that there is time for; a run that was stopped goes on with the next."""
+    part = parts.teaching
+    assert part is not None
+    precision = _find_teacher(model, parts.choosing, engines)
+    engine, point, logits = engines[precision], unpruned_point(model, precision), [known]
+    seconds = 60.0 * job.settings.teach_minutes * (1.0 - TEACH_SHARE if len(known) else 1.0)
+    started, count = time.monotonic(), len(part.encoded)
+    with job.progress.stage("answers to teach on") as stage:
+        for start in range(len(known), count, CHUNK):
+            chunk = part.take(np.arange(start, min(start + CHUNK, count)))
+            key = {"kind": "taught chunk", "model": model.digest, "texts": chunk.digest, "precision": precision}
+            logits.append(job.store.fetch(key, partial(_ask, chunk, engine, point))["logits"])
+            elapsed = time.monotonic() - started
+            stage(max((start + len(chunk.encoded)) / count, min(elapsed / seconds, 1.0)))
+            if elapsed >= seconds:
+                break
+    return np.concatenate(logits)
+
+
+def _ask(part: TextPart, engine: Runtime, point: OperatingPoint) -> dict[str, np.ndarray]:
+    return {"logits": part.answer(engine, point).logits}
 
 
 def _find_teacher(model: Model, choosing: TextPart, engines: Mapping[str, Runtime]) -> str:

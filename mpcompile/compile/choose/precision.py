@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpcompile.backends import find_backend
+from mpcompile.compile.adapt.elastic import ElasticHeads
 from mpcompile.compile.adapt.finetune import Adapted
 from mpcompile.compile.choose.candidates import Candidate
 from mpcompile.compile.choose.cost import measure_cost_model
 from mpcompile.compile.choose.deployed import choose_on_segments
-from mpcompile.compile.choose.heads import Heads, train_heads
-from mpcompile.compile.choose.ngrams import teach_ngrams
+from mpcompile.compile.choose.heads import Taught, train_heads
+from mpcompile.compile.choose.ngrams import NGramExit, teach_ngrams
 from mpcompile.compile.choose.points import Chosen, Question, choose_from_texts
 from mpcompile.compile.job import Job, Model, in_precision
 from mpcompile.compile.measure.front import GAIN_BATCHES, Baseline, Pace, measure_engine_gains
@@ -104,8 +105,8 @@ def choose_precision(
     """
     part, settings, (traffic, pace) = parts.choosing, job.settings, timing
     precisions, notes = list_precisions(settings, target)
-    heads: Heads | None = adapted.heads if settings.exits else None
-    heads = heads or train_heads(job, adapted.model, target, parts)
+    taught = train_heads(job, adapted.model, target, parts)
+    heads = (adapted.heads if settings.exits else None) or taught.heads
     workload = traffic.draw(min(pace.num_batches, GAIN_BATCHES))
     baselines = {}
     for name in precisions:
@@ -115,7 +116,9 @@ def choose_precision(
         baselines[name] = Baseline(pace.original, pace.num_threads, unpruned, point, workload, names)
     gains = measure_engine_gains(job.progress, baselines)
     fastest_first = sorted(zip(gains, baselines.items(), strict=True), key=lambda row: -row[0])
-    ngrams = teach_ngrams(job, model, parts, {name: baseline.unpruned for _, (name, baseline) in fastest_first})
+    engines = {name: baseline.unpruned for _, (name, baseline) in fastest_first}
+    ngrams = teach_ngrams(job, model, parts, engines, taught.logits)
+    notes = (*notes, *describe_teaching(taught, ngrams))
     questions = []
     for name, gain in zip(precisions, gains, strict=True):
         cost = measure_cost_model(job, model, in_precision(target, name), baselines[name].unpruned, traffic.length)
@@ -138,6 +141,14 @@ def choose_precision(
     note = f"precision: {precisions[best]} was taken of {' and '.join(precisions)}, by what both do without pruning"
     logger.info(note)
     return choose(best, prunes=True), (*notes, note)
+
+
+def describe_teaching(taught: Taught, ngrams: NGramExit | None) -> tuple[str, ...]:
+    """How many texts exits were taught on, where they are others than those for choosing."""
+    if not len(taught.logits) or ngrams is None:
+        return ()
+    heads = f"heads on {len(taught.logits):,} texts, " if isinstance(taught.heads, ElasticHeads) else ""
+    return (f"exits were taught what the model answers: {heads}the one before the model on {ngrams.num_taught:,}",)
 
 
 def list_precisions(settings: Settings, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:

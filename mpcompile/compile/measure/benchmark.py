@@ -139,7 +139,7 @@ class _Bench:
         return answers, rank
 
     def _read(self, result: RunResult) -> _Answered:
-        return _Answered(self.part.task.answers(result.logits), float(result.exit_layer.mean()))
+        return _Answered(self.part.task.answers(result.logits), float(np.maximum(result.exit_layer, 0).mean()))
 
     def measure(self, batch_size: int, runs: int, rank: np.ndarray, stage: Stage) -> dict[str, Timing]:
         """Times of each system on batches of the texts, interleaved."""

@@ -50,7 +50,7 @@ class Texts:
         timing: to be timed, without the original's answers: on texts that heads were trained on more leave early than
             on others. None where there are too few texts.
         num_given: texts that they were drawn from.
-        teaching: for teaching what reads no hidden states, without the original's answers, None without any.
+        teaching: for teaching exits in `teach_minutes`, without the original's answers. None without any.
         spare: texts beyond `max_texts`, from which the certificate takes what it lacks.
         has_unseen: whether all but those for training are texts that the original was not fine-tuned on, as the user
             says.
@@ -228,13 +228,15 @@ def split_texts(
         cut -= num_timed
         timing = part.take(np.arange(cut, cut + num_timed))
     training, start = None, 0
-    # What the certificate may need stays.
-    rest, more = np.split(rest, [min(len(rest), 0 if settings.max_drop is None else settings.max_texts)])
-    teaching = source.take(more)
+    teaching = Examples(())
+    if settings.teach_minutes:  # what the certificate may need stays
+        rest, more = np.split(rest, [min(len(rest), 0 if settings.max_drop is None else settings.max_texts)])
+        teaching = source.take(more)
     if held_out is not None:
-        learned, more = _draw(settings, examples, "texts")
+        learned, others = _draw(settings, examples, "texts")
         training = encode_examples(tokenizer, model, examples.take(learned), "texts")
-        teaching = examples.take(np.concatenate([more, learned]))
+        if settings.teach_minutes:
+            teaching = examples.take(np.concatenate([others, learned]))
     elif settings.adapt == "finetune":
         start = round(TRAINING_SHARE * cut)
         training = part.take(np.arange(start))

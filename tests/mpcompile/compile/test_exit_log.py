@@ -17,13 +17,15 @@ from mpcompile.backends.torch.eager import EagerEngine
 from mpcompile.compile.certify.point_answers import PointAnswers
 from mpcompile.compile.exit_log import ExitLog, LoggingRuntime
 from mpcompile.compile.texts.parts import TextPart
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint
 from mpcompile.contract.task import Task
 from mpcompile.graph.segments import partition
 from mpcompile.progress import StageProgress
+from mpcompile.runtime.ngrams import FirstExit
 from mpcompile.runtime.runtime import Runtime
 from mpcompile.runtime.tokens import Tokenizer
 from tests.models import NUM_LABELS, build_head, captured_model
+from tests.mpcompile.runtime.test_ngrams import make_classifier
 from tests.mpcompile.runtime.test_runtime import UNSURE
 
 EXITS, PRUNES, NUM_LAYERS = (0, 1, 2), (0, 2), 3
@@ -69,6 +71,18 @@ def test_texts_that_left_before_are_not_known(part: TextPart, log: ExitLog) -> N
     logits, known = LoggingRuntime(build_runtime()).log_texts(part.tokenizer, part.encoded, fast).answer(WHOLE)
     np.testing.assert_array_equal(known, ~(log.entropy[1] < threshold))
     np.testing.assert_allclose(logits[known], log.answer(WHOLE)[0][known], atol=1e-5)
+
+
+def test_exit_before_the_model_is_read_from_the_log_too(part: TextPart) -> None:
+    chain = build_runtime()
+    first_exit = FirstExit(make_classifier(NUM_LABELS), part.task)
+    runtime = Runtime(chain.segments, chain.engines, NUM_LABELS, chain.split_tokens, first_exit)
+    log = LoggingRuntime(runtime).log_texts(part.tokenizer, part.encoded, WHOLE)
+    threshold = float(np.median(log.entropy[0])) + 2 * UNSURE
+    point = OperatingPoint((BEFORE, 1, 3), (threshold, 0.9), PRUNES, (1.0, 0.6))
+    expected = part.answer(runtime, point)
+    assert 0 < (expected.exit_layer == BEFORE).sum() < len(part.encoded)
+    np.testing.assert_allclose(log.answer(point)[0], expected.logits, atol=1e-5)
 
 
 def test_entropy_that_is_nan_stays(log: ExitLog) -> None:

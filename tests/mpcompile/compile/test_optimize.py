@@ -24,7 +24,7 @@ from mpcompile.compile.choose.features import FeatureCollector
 from mpcompile.compile.choose.schedules import KeepSchedule, exit_candidates, keep_schedules
 from mpcompile.compile.texts.examples import Examples
 from mpcompile.contract.front import MeasuredPoint
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint
 from mpcompile.cost.forecast import Forecast, Memory
 from mpcompile.errors import BackendError, CaptureError, DataError, SettingError, StudyError, TargetUnreachable
 from mpcompile.report.page import render_page
@@ -601,6 +601,23 @@ def test_every_operating_point_runs_on_the_engines_that_were_built(optimized: Op
     inputs = {**batch, "token_type_ids": np.zeros((1, 4), np.int64)}
     for row in optimized.operating_points:
         assert optimized.runtime.run(inputs, row.point).exit_layer[0] in row.point.exit_layers
+
+
+def test_exit_before_the_model_is_packed_with_it(
+    job: Job, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only exit, so that a point that is four times as fast has it."""
+    monkeypatch.setattr("mpcompile.compile.choose.heads.find_exits", lambda *_: ())
+    optimized = job(model, 4.0, texts=job.texts, pruning=False, teach_minutes=1.0)
+    batch = {"input_ids": np.array([[2, 7, 9, 3]]), "attention_mask": np.ones((1, 4), np.int64)}
+    inputs = {**batch, "token_type_ids": np.zeros((1, 4), np.int64)}
+    points = [row.point for row in optimized.operating_points if BEFORE in row.point.exit_layers]
+    assert points
+    loaded = mpcompile.load(optimized.save(tmp_path / "artifact"))
+    for point in points:
+        found, expected = (each.runtime.run(inputs, point) for each in (loaded, optimized))
+        assert found.exit_layer.tolist() == expected.exit_layer.tolist()
+        np.testing.assert_array_equal(found.logits, expected.logits)
 
 
 # ---------------------------------------------------------------------------------- the report

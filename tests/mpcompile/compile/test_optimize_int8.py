@@ -109,7 +109,7 @@ def test_texts_leave_where_points_were_chosen_to_let_them(
     log = LoggingRuntime(built.runtime).log_texts(part.tokenizer, part.encoded, whole)
     collector = Collector(job, model, target, exits, part)
     of_segments, of_whole = (
-        np.abs(question.heads.predict_held_out(features.pooled)[2] - log.logits[1]).max()
+        np.abs(question.heads.predict_held_out(features.pooled)[2] - log.logits[log.exit_layers.index(2)]).max()
         for features in (Chain(job, model, target, chosen).collect(part, ones), collector.collect(collector.unpruned))
     )
     assert 3 * of_segments < of_whole

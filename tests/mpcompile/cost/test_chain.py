@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import BEFORE, OperatingPoint
 from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.model import CostModel
 from mpcompile.cost.work import count_region
@@ -44,6 +44,13 @@ def test_survivors_alone_run_on() -> None:
 
 def test_engine_behind_an_exit_that_everybody_took_costs_nothing() -> None:
     assert predict(SPLIT, [[3, 5]], [[1, 1]]) == pytest.approx(10 + 2 * 5)
+
+
+def test_those_that_leave_before_the_model_start_no_engine() -> None:
+    chain = Chain((1, 2), (np.inf, np.inf), lambda count: 3.0 + count)
+    point = OperatingPoint((BEFORE, 1, 2), (0.5, 0.5))
+    assert predict(chain, [[3, 5, 4]], [[2, BEFORE, BEFORE]], point) == pytest.approx((3 + 3) + (10 + 3) + (10 + 3))
+    assert predict(chain, [[3, 5]], [[BEFORE, BEFORE]], point) == pytest.approx(3 + 2)
 
 
 def test_groups_are_those_of_the_runtime() -> None:

@@ -244,8 +244,8 @@ def test_manifest_of_other_bytes_than_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 def test_newer_format_is_refused(copied: Path) -> None:
-    edit_manifest(copied, lambda values: values.update(format_version=3))
-    with pytest.raises(ArtifactError, match="format 3; this mpcompile reads up to 2: install a newer one"):
+    edit_manifest(copied, lambda values: values.update(format_version=4))
+    with pytest.raises(ArtifactError, match="format 4; this mpcompile reads up to 3: install a newer one"):
         mpcompile.load(copied)
 
 

@@ -23,6 +23,7 @@ from tests.mpcompile.runtime.test_runtime import NUM_LAYERS, ForgettingEngine, b
 from tests.mpcompile.runtime.test_runtime import make_runtime as make_whole
 
 IDS = st.lists(st.integers(0, 50_000), min_size=1, max_size=12)
+FEW_IDS = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 MIX = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 
 
@@ -32,6 +33,28 @@ def hash_text(ids: list[int]) -> list[int]:
     two = [a * MIX[1] + b for a, b in itertools.pairwise(one)]
     three = [a * MIX[2] + b for a, b in zip(two, one[2:], strict=False)]
     return [(gram % 2**64) >> (64 - BITS) for gram in (*one, *two, *three)]
+
+
+def hash_pair(first: list[int], second: list[int]) -> list[int]:
+    """The grams of a pair in Python's integers: those of all its tokens, and of what the two share."""
+    places = [(token, 1 if token in second else 2) for token in first]
+    places += [(token, 3) for token in second if token not in first]
+    shares = (
+        (100 + 10 * sum(token in second for token in first) // len(first)),
+        (200 + 10 * sum(token in first for token in second) // len(second)),
+    )
+    overlap = [(token * MIX[0] + place) * MIX[1] for token, place in places]
+    overlap += [share * MIX[2] for share in shares for _ in range(8)]
+    return hash_text(first + second) + [(gram % 2**64) >> (64 - BITS) for gram in overlap]
+
+
+def pad_pairs(pairs: list[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
+    """A batch of pairs, and of texts alone where the second is empty."""
+    batch = pad([first + second for first, second in pairs])
+    types = np.zeros_like(batch["input_ids"])
+    for row, (first, second) in zip(types, pairs, strict=True):
+        row[len(first) : len(first) + len(second)] = 1
+    return {**batch, "token_type_ids": types}
 
 
 def pad(texts: list[list[int]]) -> dict[str, np.ndarray]:
@@ -62,9 +85,18 @@ def answer_alone(classifier: NGramClassifier, ids: list[int]) -> np.ndarray:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(texts=st.lists(IDS, min_size=1, max_size=5))
 def test_grams_are_those_of_each_text_alone(texts: list[list[int]]) -> None:
-    hashes = hash_grams(**pad(texts))
+    hashes = hash_grams(pad(texts))
     for row, text in zip(hashes, texts, strict=True):
         assert sorted(row[row != NO_GRAM].tolist()) == sorted(hash_text(text))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(pairs=st.lists(st.tuples(FEW_IDS, st.one_of(st.just([]), FEW_IDS)), min_size=1, max_size=5))
+def test_grams_of_a_pair_say_what_the_two_share(pairs: list[tuple[list[int], list[int]]]) -> None:
+    hashes = hash_grams(pad_pairs(pairs))
+    for row, (first, second) in zip(hashes, pairs, strict=True):
+        expected = hash_pair(first, second) if second else hash_text(first)
+        assert sorted(row[row != NO_GRAM].tolist()) == sorted(expected)
 
 
 def test_order_of_tokens_makes_other_grams() -> None:
@@ -72,7 +104,7 @@ def test_order_of_tokens_makes_other_grams() -> None:
 
 
 def test_grams_across_a_gap_in_the_mask_are_none() -> None:
-    hashes = hash_grams(np.array([[7, 8, 9, 10]]), np.array([[1, 0, 1, 1]]))[0]
+    hashes = hash_grams({"input_ids": np.array([[7, 8, 9, 10]]), "attention_mask": np.array([[1, 0, 1, 1]])})[0]
     assert sorted(hashes[hashes != NO_GRAM].tolist()) == sorted([*hash_text([7]), *hash_text([9, 10])])
 
 

@@ -1,12 +1,14 @@
 """Tests of exit heads: trained on features alone, and judged on texts that they did not see."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from mpcompile.compile.adapt.frozen import TrainedHeads, train_exit_heads
+from mpcompile.compile.adapt.frozen import TrainedHeads, name_head_weights, read_heads, train_exit_heads
+from mpcompile.contract.task import Task
 from passes import ExitHead
 
 SIZE, CLASSES = 16, 3
@@ -105,6 +107,21 @@ def test_extracted_head_answers_as_the_stack(separable: tuple) -> None:
 def test_heads_are_named_by_their_exit(separable: tuple) -> None:
     assert sorted(separable[2].heads) == [1, 4]
     assert list(separable[2].predict_held_out(separable[0])) == [1, 4]
+
+
+def test_heads_without_cross_fitting_answer_other_texts() -> None:
+    trained = train_exit_heads(*toy(300, seed=0), num_folds=0)
+    features, teacher = toy(200, seed=5)
+    logits = trained.predict_held_out(features, np.arange(200))
+    assert accuracy(logits[4], teacher) > 0.97
+    np.testing.assert_allclose(logits[4], answer(trained, 4, features[4]), atol=1e-4)
+
+
+def test_stored_heads_answer_as_before(separable: tuple) -> None:
+    features, _, trained = separable
+    read = read_heads(name_head_weights(trained.heads), (1, 4), SIZE // 2, Task("single_label", CLASSES))
+    stored = dataclasses.replace(trained, heads=read)
+    np.testing.assert_array_equal(answer(stored, 4, features[4]), answer(trained, 4, features[4]))
 
 
 def test_heads_are_ready_to_be_compiled(separable: tuple) -> None:

@@ -68,6 +68,19 @@ def fit_dense(texts: list[list[int]], logits: np.ndarray, multi_label: bool) -> 
     return (inputs @ weight + bias).detach().numpy()
 
 
+def test_commonest_grams_are_kept_where_they_are_too_many(
+    tokenizer: Tokenizer, encoded: list[TokenIds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ngrams, "MOST_WEIGHTS", 3 * 10 + 2)
+    logits = np.zeros((len(encoded), 3), np.float32)
+    classifier = train_ngrams(Grams.count(tokenizer, encoded), logits, False)
+    texts = list_grams(tokenizer, encoded)
+    counts = {gram: sum(gram in text for text in texts) for gram in set().union(*texts)}
+    kept = set(classifier.slots.tolist())
+    assert len(kept) == 10
+    assert min(counts[gram] for gram in kept) >= max(count for gram, count in counts.items() if gram not in kept)
+
+
 def test_grams_of_a_single_text_are_left_out(tokenizer: Tokenizer) -> None:
     encoded = list(tokenizer.encode(["alpha beta", "alpha gamma", "alpha delta"]))
     classifier = train_ngrams(Grams.count(tokenizer, encoded), np.eye(3, dtype=np.float32), multi_label=False)

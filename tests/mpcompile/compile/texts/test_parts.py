@@ -73,6 +73,28 @@ def test_all_but_training_is_held_out(model: Model, tokenizer: Tokenizer) -> Non
     assert names["choosing"] | names["timing"] | names["certifying"] | names["spare"] == unseen
 
 
+@pytest.mark.parametrize(("max_drop", "count"), [(None, 60), (0.1, 0)])
+def test_taught_on_is_what_nothing_else_needs(
+    model: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, max_drop: float | None, count: int
+) -> None:
+    """Of 200 texts 100 are used and 40 timed; with a bound the certificate may need the rest."""
+    monkeypatch.setattr("mpcompile.compile.texts.parts.MOST_TIMED", 40)
+    parts = split(model, tokenizer, (numbered(200), None), max_texts=100, max_drop=max_drop, teach_minutes=3.0)
+    taught = set() if parts.teaching is None else set(parts.teaching.examples.texts)  # type: ignore[union-attr]
+    assert len(taught) == count
+    assert not taught & set.union(*names_of(parts).values())
+
+
+def test_nothing_is_set_aside_for_teaching_where_there_is_no_time_for_it(model: Model, tokenizer: Tokenizer) -> None:
+    assert split(model, tokenizer, (numbered(400), numbered(300, 400)), max_texts=100).teaching is None
+
+
+def test_texts_to_train_on_are_taught_on_too(model: Model, tokenizer: Tokenizer) -> None:
+    parts = split(model, tokenizer, (numbered(400), numbered(300, 400)), max_texts=350, teach_minutes=3.0)
+    assert parts.teaching is not None and parts.teaching.examples is not None
+    assert set(parts.teaching.examples.texts) == set(numbered(400).texts)
+
+
 def test_texts_that_nothing_else_needs_are_timed_first(model: Model, tokenizer: Tokenizer) -> None:
     parts = split(model, tokenizer, (numbered(500), None), max_texts=100)
     assert parts.timing is not None and len(parts.timing.encoded) == 400
