@@ -13,6 +13,8 @@ PAUSE_S = 0.02
 comes next wants."""
 SETTLED = 0.02
 """Standard error of a ratio of times, as a share of it, at which it is known well enough."""
+MOST_S = 90.0
+"""Seconds of timing after which a busy machine is not timed more often than a quiet one."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def measure_interleaved(
         clock: seconds.
         on_run: called after each round with the share of rounds done.
         most_runs: runs go on up to so many where the machine is busy, until ratios to the first system are known, see
-            `SETTLED`; None for no more than `runs`.
+            `SETTLED`, or `MOST_S` are over; None for no more than `runs`.
     """
     for calls in systems.values():
         for _ in range(warm_up):
@@ -77,12 +79,14 @@ def measure_interleaved(
                 call()
     taken: dict[str, list[list[float]]] = {name: [] for name in systems}
     timings: dict[str, Timing] = {}
+    spent = 0.0
     for run in range(max(runs, most_runs or 0)):
-        if run >= runs and _is_settled(list(timings.values())):
+        if run >= runs and (spent >= MOST_S or _is_settled(list(timings.values()))):
             break
         for name, calls in systems.items():
             time.sleep(PAUSE_S)
             taken[name].append([_time(call, clock) for call in calls])
+        spent += sum(sum(rounds[-1]) for rounds in taken.values())
         timings = {name: _summarise(np.array(seconds)) for name, seconds in taken.items()}
         on_run(min((run + 1) / runs, 1.0))
     return timings

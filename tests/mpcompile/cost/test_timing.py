@@ -61,6 +61,12 @@ def test_runs_go_on_until_ratios_are_known(clock: Clock) -> None:
     assert 3 < measure_interleaved(settling, runs=3, warm_up=0, clock=clock, most_runs=9)["b"].runs < 9
 
 
+def test_busy_machine_is_not_waited_for_without_end(clock: Clock) -> None:
+    """After three rounds of some 32 s each."""
+    restless = {"a": [clock.work("a", 20.0)], "b": [clock.work("b", *[10.0, 15.0] * 20)]}
+    assert measure_interleaved(restless, runs=3, clock=clock, most_runs=9)["b"].runs == 3
+
+
 def test_median_call_is_not_the_median_run(clock: Clock) -> None:
     # Runs of 1 + 1 + 10 s: a call takes 4 s on average, and half of the calls no longer than 1 s.
     calls = [clock.work("short", 1.0), clock.work("short", 1.0), clock.work("long", 10.0)]
