@@ -172,6 +172,7 @@ def _build_and_measure(
     fronts = measure_fronts(
         job.progress, baseline, [TimedChain(built.runtime, built.chosen) for built in chains], choosing
     )
+    notes = (*notes, *pace.describe_slowdown())
     max_drop = None if choosing is None else choosing.allowed_drop(settings)
     built, front = keep_best(chains, fronts.fronts, settings.target_speedup, max_drop)
     if first.prune_layers and not built.chosen.prune_layers:

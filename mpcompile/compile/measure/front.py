@@ -29,6 +29,8 @@ GAIN_RUNS, FRONT_RUNS, MOST_RUNS = 3, 5, 11
 where few batches take long already."""
 GAIN_BATCHES = 8
 PROBE_TEXTS = 16
+STEADY = 1.2
+"""Times as long as at the start that the original may take for the same texts, on a machine that is not busy."""
 Calls = Sequence[Callable[[], object]]
 
 
@@ -88,16 +90,36 @@ class Pace:
         original: as it is timed, see `place_original`.
         num_threads: that the original runs fastest on.
         batch_s: seconds for a batch.
+        probe: calls of the original that this was measured by.
     """
 
     original: Original
     num_threads: int
     batch_s: float
+    probe: Calls = ()
 
     @property
     def num_batches(self) -> int:
         """Batches of a run."""
         return count_batches(self.batch_s)
+
+    def describe_slowdown(self) -> tuple[str, ...]:
+        """A note where the same calls take much longer now than at the start.
+
+        A load that stays while points are timed shows in no spread of their rounds, and slows small engines and large
+        ones unlike.
+        """
+        now_s = _time_probe(self.probe)
+        if now_s <= STEADY * self.batch_s:
+            return ()
+        return (
+            f"the machine was busy: the original took {1e3 * now_s:.1f} ms for a batch once points were timed, and "
+            f"{1e3 * self.batch_s:.1f} ms for the same texts at the start; run it again where nothing else runs",
+        )
+
+
+def _time_probe(probe: Calls) -> float:
+    return measure_interleaved({"original": probe}, runs=1)["original"].median_s
 
 
 def measure_pace(job: Job, model: Model, target: Target, traffic: Traffic) -> Pace:
@@ -108,7 +130,7 @@ def measure_pace(job: Job, model: Model, target: Target, traffic: Traffic) -> Pa
         prepared = [original.prepare(batch, names) for batch in probe.batches]
         num_threads = original.find_threads(prepared)
         calls = [partial(original.run, batch, num_threads) for batch in prepared]
-        return Pace(original, num_threads, measure_interleaved({"original": calls}, runs=1)["original"].median_s)
+        return Pace(original, num_threads, _time_probe(calls), calls)
 
 
 def measure_engine_gains(progress: StageProgress, baselines: Mapping[str, Baseline]) -> list[float]:
