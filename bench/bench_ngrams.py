@@ -22,6 +22,7 @@ from result_files import describe_machine, describe_run, slug, write_result
 from smoke import parse_or_smoke, run_or_smoke
 
 from mpcompile.compile.adapt.ngrams import Grams, train_ngrams
+from mpcompile.compile.choose.ngrams import answer_before, ask_chunk
 from mpcompile.compile.job import open_job
 from mpcompile.compile.original import open_original
 from mpcompile.compile.reference import ask_original, build_unpruned, unpruned_point
@@ -32,7 +33,6 @@ from mpcompile.contract.task import Task
 from mpcompile.cost.timing import measure_interleaved
 from mpcompile.progress import StageProgress
 from mpcompile.runtime.ngrams import FirstExit, NGramClassifier
-from mpcompile.runtime.tokens import batches_by_length
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH_SIZES = (1, 32)
@@ -65,15 +65,7 @@ def _bench(options: argparse.Namespace) -> None:
         part, asked = (encode_examples(tokenizer, model, each, "texts") for each in (texts, test))
         asked = ask_original(job, model, target, asked, "test texts")
         engine, point = build_unpruned(job, model, target), unpruned_point(model, target.precision)
-        logits = np.concatenate(
-            [
-                job.store.fetch(
-                    {"kind": "taught", "model": model.digest, "texts": chunk.digest, "precision": target.precision},
-                    lambda chunk=chunk: {"logits": chunk.answer(engine, point).logits},
-                )["logits"]
-                for chunk in _split(part)
-            ]
-        )
+        logits = np.concatenate([ask_chunk(job, model, chunk, engine, point) for chunk in _split(part)])
     rows = [_measure(part.take(np.arange(min(n, len(logits)))), logits[:n], asked) for n in options.taught]
     result = {**describe_machine(), "command": " ".join(["python", *sys.argv]), "test": len(test), "rows": rows}
     write_result(options.out / f"{options.name}_{slug()}.json", result, format_table(result))
@@ -90,7 +82,8 @@ def _measure(taught: TextPart, logits: np.ndarray, asked: TextPart) -> dict[str,
     classifier = train_ngrams(Grams.count(taught.tokenizer, taught.encoded), logits, taught.task.kind == "multi_label")
     teach_s = time.perf_counter() - started
     first_exit = FirstExit(classifier, asked.task)
-    found, entropy = _answer(first_exit, asked)
+    answered = answer_before(classifier, asked)
+    found, entropy = asked.task.answers(answered), asked.task.entropy(answered)
     order = np.argsort(entropy, kind="stable")
     other, worse = asked.task.differs(found, asked.original_answer), asked.task.differs(found, asked.truth)
     gained = asked.original_loss.astype(float)
@@ -103,15 +96,6 @@ def _measure(taught: TextPart, logits: np.ndarray, asked: TextPart) -> dict[str,
         "taught": len(logits), "grams": len(classifier.slots), "teach_s": teach_s, "shares": shares,
         "accuracy": float(1.0 - worse.mean()), "us": _time(first_exit, asked),
     }  # fmt: skip
-
-
-def _answer(first_exit: FirstExit, part: TextPart) -> tuple[np.ndarray, np.ndarray]:
-    """Answers and entropies, (N,)."""
-    logits, entropy = np.empty((len(part.encoded), len(first_exit.classifier.bias))), np.empty(len(part.encoded))
-    for batch in batches_by_length([len(tokens) for tokens in part.encoded], 32):
-        outputs = first_exit(part.pad(batch))
-        logits[batch], entropy[batch] = outputs["logits"], outputs["entropy"]
-    return part.task.answers(logits), entropy
 
 
 def _time(first_exit: FirstExit, part: TextPart) -> dict[str, float]:

@@ -15,10 +15,11 @@ ANSWER, CHOOSE, CERTIFY = 0.5, 1.5, 1.5
 """Times the seconds of the original for a text: answers of its fp32 engine, features under all schedules, and answers
 of the points that are tested."""
 FRONT = 14.0
-"""Times the seconds that a run of the original takes beyond `BLOCK_S`: four runs, in which all points together take as
-long as two and a half originals."""
+"""Times the seconds that a run of the original takes beyond `BLOCK_S`: four runs, in which all points together are
+taken to need as long as two and a half originals. A guess on the safe side."""
 TEACH = 0.25
-"""The same for answers to teach on, by the fastest engine: int8 on a CPU that multiplies in int8."""
+"""The same for texts to teach on: 0.32 for features and 0.19 for answers in the second run of
+`bench/results/agnews-teach_amd-epyc-2-cores_2026-11-29.md`."""
 LEAST, MOST = 0.5, 1.5
 """Shares of the estimate that are said, for what the factors differ by from model to model."""
 

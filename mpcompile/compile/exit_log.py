@@ -87,7 +87,7 @@ class LoggingRuntime(Runtime):
         for batch in batches_by_length([len(tokens) for tokens in encoded], BATCH_SIZE):
             self._texts = np.asarray(batch)
             inputs = tokenizer.pad([encoded[i] for i in batch])
-            if self.first_exit is not None:  # it costs nothing to ask it about texts that do not leave there
+            if self.first_exit is not None and BEFORE not in point.exit_layers:  # faster points may leave there
                 self._keep(BEFORE, self._texts, self.first_exit(inputs))
             self.run(inputs, point)
             done += len(batch)

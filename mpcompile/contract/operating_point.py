@@ -122,6 +122,11 @@ def count_kept(keep_ratio: float, length: np.ndarray | np.float64) -> np.ndarray
     return smallest
 
 
+def mean_layers(exit_layer: np.ndarray) -> float:
+    """Encoder layers that examples run on average, of where each leaves, (N,); none are run before the model."""
+    return float(np.maximum(exit_layer, 0).mean())
+
+
 def count_left(point: OperatingPoint, first: int, last: int, length: np.ndarray) -> np.ndarray:
     """Tokens left of `length` tokens after layers `first` to `last` (exclusive)."""
     for layer in range(first, last):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mpcompile.compile.measure.workload import MAX_BATCHES, MIN_BATCHES, build_workload
+from mpcompile.compile.measure.workload import build_workload, count_batches
 from mpcompile.compile.texts.examples import load_examples
 from mpcompile.compile.texts.known import leave_out_known
 from mpcompile.contract.profile import OptimizationProfile, Range
@@ -82,7 +82,7 @@ def build_tuning_workload(
         SettingError: when there are texts and the artifact has no tokenizer.
     """
     example_s = report.measured_s / report.workload["batch_size"]
-    count = int(np.clip(BLOCK_S / max(example_s * batch_size, 1e-6), MIN_BATCHES, MAX_BATCHES))
+    count = count_batches(example_s * batch_size, BLOCK_S)
     if texts is None:
         batches = _draw_random(manifest, report, batch_size, min(count, 32), seed)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import threading
@@ -24,6 +25,7 @@ from mpcompile.errors import SettingError
 from mpcompile.report.report import Report
 from mpcompile.runtime.artifact import MANIFEST, REPORT, Manifest, plan_path, read_manifest
 from mpcompile.runtime.load import load_first_exit_maybe
+from mpcompile.runtime.ngrams import FirstExit
 from mpcompile.runtime.runner import make_runner
 from mpcompile.runtime.runtime import Runner
 from mpcompile.store.results import Store, digest
@@ -135,8 +137,11 @@ class VariantBuilder:
         """Engines of a built variant. Raises BackendError."""
         num_labels = self.manifest.signature.num_labels
         target = Target(self.backend, built.variant.precision, built.variant.config)
-        first_exit = load_first_exit_maybe(self.directory, self.manifest)
-        return make_runner(target, built.segments, built.plans, num_labels, built.split_tokens, first_exit)
+        return make_runner(target, built.segments, built.plans, num_labels, built.split_tokens, self._first_exit)
+
+    @functools.cached_property
+    def _first_exit(self) -> FirstExit | None:
+        return load_first_exit_maybe(self.directory, self.manifest)
 
     def load_unpruned(self, batches: Sequence[dict[str, np.ndarray]]) -> Runner:
         """The whole model as one engine, in the artifact's precision: the baseline.

@@ -110,12 +110,12 @@ def build_space(
 
     def makes_sense(variant: Variant) -> bool:
         available = variant.num_threads or machine.num_threads
-        return bool(
+        return (
             variant.point in limits.points
             and (limits.can_change_precision or variant.precision == start.precision)
             and not (limits.is_certified and (variant.precision, variant.cuts) != (start.precision, start.cuts))
             and variant.num_streams <= min(available, batch_size)
-            and (variant.cuts == "front" or (used[variant.point] != cuts and used[variant.point].exit_layers))
+            and (variant.cuts == "front" or (used[variant.point] != cuts and used[variant.point].exit_layers != ()))
             and (batch_size > 1 or variant.split_scale == start.split_scale)
             and (limits.narrows_profile or variant.profile == "given")
             and variant != start

@@ -115,9 +115,14 @@ def _compute_heads(
     job: Job, model: Model, target: Target, part: TextPart, exit_layers: tuple[int, ...]
 ) -> dict[int, ExitHead]:
     assert part.original is not None
-    segment = tap(model.captured, exit_layers, (), target.float_precision)
-    collector = FeatureCollector(segment, target, model.captured.max_length, part.tokenizer)
+    collector = tap_model(model, target, exit_layers, part)
     with job.progress.stage("features for training") as stage:
         features = collector.collect(part.encoded, KeepSchedule((), ()), stage)
     with job.progress.stage("train exit heads") as stage:
         return train_exit_heads(features.pooled, part.original, 0, job.settings.seed, stage, model.task).heads
+
+
+def tap_model(model: Model, target: Target, exit_layers: tuple[int, ...], part: TextPart) -> FeatureCollector:
+    """Computes features at exits in floating point, every token kept."""
+    segment = tap(model.captured, exit_layers, (), target.float_precision)
+    return FeatureCollector(segment, target, model.captured.max_length, part.tokenizer)

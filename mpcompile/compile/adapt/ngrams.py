@@ -51,10 +51,6 @@ class Grams:
         ones = np.ones(len(where[0]), np.float32)
         return cls(scipy.sparse.csr_matrix((ones, where), shape=(len(encoded), NO_GRAM)))
 
-    def join(self, other: Grams) -> Grams:
-        """These texts and then those."""
-        return Grams(scipy.sparse.vstack([self.counts, other.counts], format="csr"))
-
     def take(self, index: np.ndarray) -> Grams:
         """The texts at some positions."""
         return Grams(self.counts[index])

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mpcompile.compile.adapt.elastic import ElasticHeads
-from mpcompile.compile.adapt.finetune import train_first_heads
+from mpcompile.compile.adapt.finetune import tap_model, train_first_heads
 from mpcompile.compile.adapt.frozen import TrainedHeads, name_head_weights, read_heads, train_exit_heads
 from mpcompile.compile.choose.collector import Collector
 from mpcompile.compile.choose.exits import find_exits
-from mpcompile.compile.choose.features import FeatureCollector, Features, join_features
+from mpcompile.compile.choose.features import join_features
 from mpcompile.compile.choose.schedules import KeepSchedule
+from mpcompile.compile.choose.teaching import chunks_in_time
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.reference import ask_original
 from mpcompile.compile.texts.parts import TextPart, Texts
 from mpcompile.contract.backend import Target
-from mpcompile.graph.segments import tap
 
 Heads = TrainedHeads | ElasticHeads
 TEACH_SHARE = 0.5
 """Share of `teach_minutes` that goes into heads; the rest teaches the exit before the model, faster."""
 MOST_TAUGHT = 16_384
 """Texts that heads are taught on at most, as their features are all kept in memory."""
-CHUNK = 1024
-"""Texts between two looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +46,33 @@ def train_heads(job: Job, model: Model, target: Target, parts: Texts) -> Taught:
     On texts that nothing else needs, where they are more than those for choosing; otherwise on texts for training, or
     by cross-fitting on those for choosing. All precisions share them.
     """
-    exits, nothing = find_exits(job.settings, model), np.zeros((0, model.captured.num_labels), np.float32)
+    exits, logits = find_exits(job.settings, model), np.zeros((0, model.captured.num_labels), np.float32)
     if not exits or not job.settings.exits or job.settings.adapt != "frozen":
-        return Taught(None, nothing)
-    least, part, minutes = len(parts.choosing.encoded), parts.teaching, job.settings.teach_minutes
-    if part is not None and len(part.encoded) >= least and minutes:
+        return Taught(None, logits)
+    least, part = len(parts.choosing.encoded), parts.teaching
+    if part is not None and len(part.encoded) >= least:
         key: dict[str, object] = {
             "kind": "taught exit heads",
             "model": model.digest,
             "texts": part.digest,
             "least": least,
-            "minutes": minutes,
+            "minutes": job.settings.teach_minutes,
             "exits": exits,
             "seed": job.settings.seed,
         }
         arrays = dict(job.store.fetch(key, lambda: _teach(job, model, target, part, exits, least)))
-        nothing = arrays.pop("logits")
+        logits = arrays.pop("logits")
         if arrays:
             heads = read_heads(arrays, exits, model.captured.hidden_size, model.task)
-            return Taught(ElasticHeads(heads), nothing)
+            return Taught(ElasticHeads(heads), logits)
     if parts.training is not None:
         training = ask_original(job, model, target, parts.training, "training")
-        return Taught(ElasticHeads(train_first_heads(job, model, target, training)), nothing)
-    return Taught(_cross_fit(job, model, target, parts.choosing, exits), nothing)
+        return Taught(ElasticHeads(train_first_heads(job, model, target, training)), logits)
+    return Taught(_cross_fit(job, model, target, parts.choosing, exits), logits)
 
 
 def _teach(
-    job: Job, model: Model, target: Target, part: TextPart, exits: Sequence[int], least: int
+    job: Job, model: Model, target: Target, part: TextPart, exits: tuple[int, ...], least: int
 ) -> dict[str, np.ndarray]:
     """Weights of heads that are trained on as many of the texts as there is time for, and the model's logits of these.
 
@@ -88,18 +84,11 @@ def _teach(
         exits: of the heads.
         least: texts that are needed; of fewer no heads are trained.
     """
-    found, started, captured = list[Features](), time.monotonic(), model.captured
-    segment = tap(captured, tuple(exits), (), target.float_precision)
-    collector = FeatureCollector(segment, target, captured.max_length, part.tokenizer)
+    collector, keeps_all = tap_model(model, target, exits, part), KeepSchedule((), ())
     seconds, most = 60.0 * job.settings.teach_minutes * TEACH_SHARE, min(MOST_TAUGHT, len(part.encoded))
     with job.progress.stage("features to teach on") as stage:
-        for start in range(0, most, CHUNK):
-            end = min(start + CHUNK, most)
-            found.append(collector.collect(part.encoded[start:end], KeepSchedule((), ()), lambda _: None))
-            elapsed = time.monotonic() - started
-            stage(max(end / most, min(elapsed / seconds, 1.0)))
-            if elapsed >= seconds:
-                break
+        chunks = chunks_in_time(0, most, seconds, stage)
+        found = [collector.collect([part.encoded[i] for i in chunk], keeps_all, lambda _: None) for chunk in chunks]
     features = join_features(found)
     if len(features.logits) < least:
         return {"logits": features.logits}

@@ -5,7 +5,6 @@ Shapes: N texts for choosing, C classes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,8 @@ from functools import partial
 import numpy as np
 
 from mpcompile.compile.adapt.ngrams import Grams, train_ngrams
-from mpcompile.compile.choose.heads import CHUNK, TEACH_SHARE
+from mpcompile.compile.choose.heads import TEACH_SHARE
+from mpcompile.compile.choose.teaching import chunks_in_time
 from mpcompile.compile.job import Job, Model
 from mpcompile.compile.reference import unpruned_point
 from mpcompile.compile.texts.parts import TextPart, Texts
@@ -73,20 +73,15 @@ def teach_ngrams(
     taught, logits = _ask_engines(job, model, parts, engines, known)
     multi_label, tokenizer = model.task.kind == "multi_label", choosing.tokenizer
     with job.progress.stage("teach the exit before the model") as stage:
-        ours = Grams.count(tokenizer, choosing.encoded)
         if len(taught) >= len(choosing.encoded):
-            num_taught, classifier = (
-                len(taught),
-                train_ngrams(Grams.count(tokenizer, taught), logits, multi_label, stage),
-            )
-            held_out = _answer(classifier, choosing)
+            classifier = train_ngrams(Grams.count(tokenizer, taught), logits, multi_label, stage)
+            held_out = answer_before(classifier, choosing)
         else:
-            every = ours if not taught else ours.join(Grams.count(tokenizer, taught))
-            targets = np.concatenate([choosing.original, logits])
-            classifier, held_out = _cross_fit(every, targets, choosing, multi_label, job.settings.seed)
-            num_taught = len(targets)
-    call_s, text_s = _time(FirstExit(classifier, model.task), choosing)
-    return NGramExit(FirstExit(classifier, model.task), held_out, num_taught, call_s, text_s)
+            taught, logits = (*choosing.encoded, *taught), np.concatenate([choosing.original, logits])
+            grams = Grams.count(tokenizer, taught)
+            classifier, held_out = _cross_fit(grams, logits, choosing, multi_label, settings.seed)
+    first_exit = FirstExit(classifier, model.task)
+    return NGramExit(first_exit, held_out, len(taught), *_time(first_exit, choosing))
 
 
 def _ask_engines(
@@ -108,21 +103,16 @@ def _ask_in_time(job: Job, model: Model, parts: Texts, engines: Mapping[str, Run
     precision = _find_teacher(model, parts.choosing, engines)
     engine, point, logits = engines[precision], unpruned_point(model, precision), [known]
     seconds = 60.0 * job.settings.teach_minutes * (1.0 - TEACH_SHARE if len(known) else 1.0)
-    started, count = time.monotonic(), len(part.encoded)
     with job.progress.stage("answers to teach on") as stage:
-        for start in range(len(known), count, CHUNK):
-            chunk = part.take(np.arange(start, min(start + CHUNK, count)))
-            key = {"kind": "taught chunk", "model": model.digest, "texts": chunk.digest, "precision": precision}
-            logits.append(job.store.fetch(key, partial(_ask, chunk, engine, point))["logits"])
-            elapsed = time.monotonic() - started
-            stage(max((start + len(chunk.encoded)) / count, min(elapsed / seconds, 1.0)))
-            if elapsed >= seconds:
-                break
+        for index in chunks_in_time(len(known), len(part.encoded), seconds, stage):
+            logits.append(ask_chunk(job, model, part.take(np.array(index)), engine, point))
     return np.concatenate(logits)
 
 
-def _ask(part: TextPart, engine: Runtime, point: OperatingPoint) -> dict[str, np.ndarray]:
-    return {"logits": part.answer(engine, point).logits}
+def ask_chunk(job: Job, model: Model, chunk: TextPart, engine: Runtime, point: OperatingPoint) -> np.ndarray:
+    """Logits of texts, (N, C), from the store where they were asked for before."""
+    key = {"kind": "taught chunk", "model": model.digest, "texts": chunk.digest, "precision": point.precision}
+    return job.store.fetch(key, lambda: {"logits": chunk.answer(engine, point).logits})["logits"]
 
 
 def _find_teacher(model: Model, choosing: TextPart, engines: Mapping[str, Runtime]) -> str:
@@ -154,11 +144,11 @@ def _cross_fit(
     for fold in range(NUM_FOLDS):
         others, own = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         classifier = train_ngrams(grams.take(others), targets[others], multi_label)
-        held_out[own] = _answer(classifier, choosing.take(own))
+        held_out[own] = answer_before(classifier, choosing.take(own))
     return train_ngrams(grams, targets, multi_label), held_out
 
 
-def _answer(classifier: NGramClassifier, part: TextPart) -> np.ndarray:
+def answer_before(classifier: NGramClassifier, part: TextPart) -> np.ndarray:
     """Logits of texts, (N, C)."""
     logits = np.empty((len(part.encoded), len(classifier.bias)), np.float32)
     for batch in batches_by_length([len(tokens) for tokens in part.encoded], BATCH_SIZE):

@@ -104,11 +104,11 @@ def choose_from_texts(job: Job, model: Model, target: Target, question: Question
     with job.progress.stage("search operating points") as stage:
         candidates = PointSearch(held_out, pricer).search(question.target_gain, stage)
     trained = heads.heads if heads else {}
-    best = finish_choice(model.num_layers, question, candidates, trained)
+    best = finish_choice(model.num_layers, question.cost, candidates, trained, question.ngrams)
     if not best.prune_layers or not question.prunes or job.settings.selection != "top":
         return (best,)
     plainer = PointSearch(held_out[:1], pricer).search(question.target_gain)
-    return best, finish_choice(model.num_layers, question, plainer, trained)
+    return best, finish_choice(model.num_layers, question.cost, plainer, trained, question.ngrams)
 
 
 def _identify(job: Job, model: Model, target: Target, part: TextPart, pricer: Pricer) -> dict[str, str]:
@@ -156,19 +156,16 @@ def choose_without_texts(job: Job, model: Model, target: Target, cost: CostModel
         exit_layer = np.full(1, end[0])
         candidates.append(Candidate(point, float(seconds[0]), np.nan, exit_layer, np.zeros(1, np.int64)))
     ordered = sorted(candidates, key=lambda candidate: -candidate.seconds)
-    return _finish(model.num_layers, cost, thin(ordered), {})
+    return finish_choice(model.num_layers, cost, thin(ordered), {})
 
 
 def finish_choice(
-    num_layers: int, question: Question, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]
+    num_layers: int,
+    cost: CostModel,
+    candidates: tuple[Candidate, ...],
+    heads: dict[int, ExitHead],
+    ngrams: NGramExit | None = None,
 ) -> Chosen:
-    """Keeps what the candidates use, see `_finish`, and the exit before the model where one of them uses it."""
-    uses_ngrams = any(BEFORE in candidate.point.exit_layers for candidate in candidates)
-    chosen = _finish(num_layers, question.cost, candidates, heads)
-    return dataclasses.replace(chosen, ngrams=question.ngrams if uses_ngrams else None)
-
-
-def _finish(num_layers: int, cost: CostModel, candidates: tuple[Candidate, ...], heads: dict[int, ExitHead]) -> Chosen:
     """Keeps what the candidates use: layers after the deepest exit, unused exits and prunes are not built."""
     used = sorted({layer for candidate in candidates for layer in candidate.point.exit_layers})
     prunes = sorted(
@@ -185,6 +182,7 @@ def _finish(num_layers: int, cost: CostModel, candidates: tuple[Candidate, ...],
         tuple(prunes),
         used[-1] if BEFORE < used[-1] < num_layers else None,
         cost,
+        ngrams if BEFORE in used else None,
     )
 
 

@@ -23,7 +23,7 @@ from mpcompile.compile.settings import Settings
 from mpcompile.compile.texts.examples import load_examples
 from mpcompile.compile.texts.parts import TextPart, encode_examples
 from mpcompile.contract.backend import Target
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import OperatingPoint, mean_layers
 from mpcompile.cost.timing import Timing, measure_interleaved, measure_noise
 from mpcompile.progress import Stage, StageProgress
 from mpcompile.report.tables import render
@@ -139,7 +139,7 @@ class _Bench:
         return answers, rank
 
     def _read(self, result: RunResult) -> _Answered:
-        return _Answered(self.part.task.answers(result.logits), float(np.maximum(result.exit_layer, 0).mean()))
+        return _Answered(self.part.task.answers(result.logits), mean_layers(result.exit_layer))
 
     def measure(self, batch_size: int, runs: int, rank: np.ndarray, stage: Stage) -> dict[str, Timing]:
         """Times of each system on batches of the texts, interleaved."""

@@ -18,7 +18,7 @@ from mpcompile.compile.original import Original, place_original
 from mpcompile.compile.texts.parts import TextPart
 from mpcompile.contract.backend import Target
 from mpcompile.contract.front import MeasuredPoint
-from mpcompile.contract.operating_point import OperatingPoint
+from mpcompile.contract.operating_point import OperatingPoint, mean_layers
 from mpcompile.cost.chain import Chain, predict_workload
 from mpcompile.cost.timing import Timing, measure_interleaved, measure_noise
 from mpcompile.progress import StageProgress
@@ -249,7 +249,7 @@ def _describe(
         agreement=agreement,
         drop=drop,
         flops_ratio=float(full_flops / flops),
-        mean_exit_layer=float(np.maximum(all_exits, 0).mean()),
+        mean_exit_layer=mean_layers(all_exits),
         noise=measure_noise(original, measured),
     )
 

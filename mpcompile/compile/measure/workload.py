@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpcompile.compile.texts.parts import TextPart
+from mpcompile.compile.texts.parts import TIMED_BATCHES, TextPart
 from mpcompile.runtime.tokens import TokenIds, Tokenizer
 
 BLOCK_S = 3.0
 """Seconds that the original needs for the batches of a run: enough to average over texts."""
-MIN_BATCHES, MAX_BATCHES = 12, 256
+MIN_BATCHES, MAX_BATCHES = TIMED_BATCHES, 256
 """Of six batches of 32, which texts share one decides a tenth of the time."""
 NUM_DRAWS = 100
 DOUBTED_ERRORS, DOUBTED_SHARE = 4.0, 0.1
@@ -170,6 +170,6 @@ def random_batch(vocab_size: int, batch_size: int, seq_len: int, seed: int) -> d
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def count_batches(batch_s: float) -> int:
-    """Batches of a run, from the time that the original takes for one."""
-    return int(np.clip(BLOCK_S / max(batch_s, 1e-6), MIN_BATCHES, MAX_BATCHES))
+def count_batches(batch_s: float, block_s: float = BLOCK_S) -> int:
+    """Batches of a run of so many seconds, from the time that one takes."""
+    return int(np.clip(block_s / max(batch_s, 1e-6), MIN_BATCHES, MAX_BATCHES))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import mpcompile
 from mpcompile.compile.adapt.elastic import ElasticHeads
 from mpcompile.compile.adapt.frozen import TrainedHeads
-from mpcompile.compile.choose import heads
+from mpcompile.compile.choose import heads, teaching
 from mpcompile.compile.choose.heads import Taught, train_heads
 
 
@@ -58,9 +58,9 @@ def test_heads_are_cross_fitted_where_there_is_no_time_to_teach(teach: Any) -> N
 
 
 def test_heads_are_cross_fitted_where_time_was_too_short(teach: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "CHUNK", 5)
+    monkeypatch.setattr(teaching, "CHUNK", 5)
     seconds = iter(np.arange(0.0, 1e4, 100.0))
-    monkeypatch.setattr(heads, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(teaching, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     taught = teach()
     assert isinstance(taught.heads, TrainedHeads)
     assert len(taught.logits) == 5
